@@ -1,0 +1,67 @@
+"""Progress of one run: counters that many threads add to, and the wish to stop.
+
+A run calls :meth:`Progress.check` often (each block, each file); it raises ``Cancelled`` or
+``Interrupted`` once somebody asked for that. Counters are bytes and items; totals may grow.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from node_agent.errors import BrsError
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """A consistent look at a run. All sizes in bytes."""
+
+    phase: str = ""
+    total_bytes: int = 0  # 0 = unknown yet
+    done_bytes: int = 0  # of total_bytes: read, skipped as hole, or known unchanged
+    read_bytes: int = 0  # really read from the source
+    new_bytes: int = 0  # content not in the repository before, uncompressed
+    stored_bytes: int = 0  # what was added to the repository, compressed and sealed
+    total_files: int = 0
+    done_files: int = 0
+    left_out: int = 0
+    current: str = ""  # printable name of what is at work
+
+
+@dataclass(slots=True)
+class Progress:
+    """Shared by the threads of one run. ``log`` receives (level, message); levels as in logging."""
+
+    log: Callable[[str, str], None] = lambda level, message: None
+    _counters: Counters = field(default_factory=Counters)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: BrsError | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, **amounts: int) -> None:
+        with self._lock:
+            c = self._counters
+            self._counters = replace(c, **{k: getattr(c, k) + v for k, v in amounts.items()})
+
+    def set(self, **values: int | str) -> None:
+        with self._lock:
+            self._counters = replace(self._counters, **values)  # type: ignore[arg-type]
+
+    @property
+    def counters(self) -> Counters:
+        return self._counters
+
+    def stop(self, why: BrsError) -> None:
+        """Ask the run to end with ``why`` (the first wish counts)."""
+        with self._lock:
+            self._stop = self._stop or why
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop is not None
+
+    def check(self) -> None:
+        if self._stop is not None:
+            raise self._stop
