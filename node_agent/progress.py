@@ -34,7 +34,7 @@ class Counters:
 class Progress:
     """Shared by the threads of one run. ``log`` receives (level, message); levels as in logging."""
 
-    log: Callable[[str, str], None] = lambda level, message: None
+    log: Callable[[str, str], None] = lambda _level, _message: None
     _counters: Counters = field(default_factory=Counters)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: BrsError | None = None
