@@ -1,0 +1,209 @@
+"""What there is: nodes that move data, platforms and their workloads, destinations and repositories."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from apps.iam.models import Secret, Tenant, User
+
+
+class Node(models.Model):
+    """An agent of the data plane. ``inventory.enrolment`` and ``inventory.node_auth`` write its token,
+    ``inventory.presence`` what it tells of itself."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(
+        Tenant,
+        models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="nodes",
+        verbose_name=_("tenant"),
+        help_text=_("Empty: shared, serves every tenant. A node that has served a tenant can read its repositories."),
+    )
+    name = models.CharField(_("name"), max_length=100, unique=True)
+    token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
+    next_token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
+    old_token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
+    token_changed_at = models.DateTimeField(null=True, editable=False)
+    incarnation = models.UUIDField(null=True, editable=False)
+    version = models.CharField(_("version"), max_length=40, blank=True, editable=False)
+    hostname = models.CharField(_("host"), max_length=255, blank=True, editable=False)
+    system = models.CharField(_("system"), max_length=200, blank=True, editable=False)
+    kinds = models.JSONField(default=list, editable=False)  # task kinds it can run
+    drivers = models.JSONField(default=list, editable=False)
+    labels = models.JSONField(_("labels"), default=list, blank=True)
+    roots = models.JSONField(default=dict, editable=False)  # {"read": [...], "write": [...], "repositories": [...]}
+    slots = models.PositiveSmallIntegerField(_("parallel tasks"), default=2)
+    staging_bytes = models.BigIntegerField(default=0, editable=False)
+    last_seen_at = models.DateTimeField(_("last seen"), null=True, blank=True, editable=False)
+    clock_offset_s = models.FloatField(_("clock offset"), default=0, editable=False)
+    paused = models.BooleanField(_("paused"), default=False, help_text=_("Gets no new tasks."))
+    draining = models.BooleanField(default=False, editable=False)  # told by the node
+    quarantined_at = models.DateTimeField(null=True, blank=True, editable=False)
+    quarantine_reason = models.CharField(max_length=300, blank=True, editable=False)
+    enrolled_at = models.DateTimeField(_("enrolled"), null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("node")
+        verbose_name_plural = _("nodes")
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class EnrolmentCode(models.Model):
+    """A one-time code for a new node; 15 minutes, kept by hash, single use."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(
+        Tenant, models.CASCADE, null=True, blank=True, related_name="enrolment_codes", verbose_name=_("tenant")
+    )
+    node_name = models.CharField(_("node name"), max_length=100, blank=True)
+    code_hash = models.CharField(max_length=64, unique=True, editable=False)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(_("expires"))
+    used_at = models.DateTimeField(null=True, editable=False)
+    node = models.ForeignKey(Node, models.SET_NULL, null=True, related_name="+", editable=False)
+
+    class Meta:
+        verbose_name = _("enrolment code")
+        verbose_name_plural = _("enrolment codes")
+
+    def __str__(self) -> str:
+        return self.node_name or str(_("enrolment code"))
+
+
+class PlatformKind(models.TextChoices):
+    FILES = "files", _("Files on a node")
+    IMAGE = "image", _("Disk images on a node")
+
+
+class Platform(models.Model):
+    """A system that is protected. For files and image it is a place on one node."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="platforms", verbose_name=_("tenant"))
+    kind = models.CharField(_("kind"), max_length=20, choices=PlatformKind.choices)
+    name = models.CharField(_("name"), max_length=100)
+    node = models.ForeignKey(Node, models.PROTECT, related_name="platforms", verbose_name=_("node"))
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("platform")
+        verbose_name_plural = _("platforms")
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="platform_name_unique")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Workload(models.Model):
+    """One protected thing. ``source`` is what its driver needs: files ``{"paths": [...], "excludes": [...]}``,
+    image ``{"path": "/…", "format": "", "disk": "disk"}`` (validated by ``inventory.sources``)."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="workloads", verbose_name=_("tenant"))
+    platform = models.ForeignKey(Platform, models.PROTECT, related_name="workloads", verbose_name=_("platform"))
+    name = models.CharField(_("name"), max_length=200)
+    source = models.JSONField(_("source"), default=dict)
+    excluded = models.BooleanField(_("excluded"), default=False)
+    excluded_reason = models.CharField(_("reason"), max_length=300, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("workload")
+        verbose_name_plural = _("workloads")
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="workload_name_unique")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DestinationKind(models.TextChoices):
+    LOCAL = "local", _("Folder on a node (local disk or NFS)")
+
+
+class Destination(models.Model):
+    """A place where backups are kept. A local folder exists on the nodes that are named only."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="destinations", verbose_name=_("tenant"))
+    kind = models.CharField(_("kind"), max_length=20, choices=DestinationKind.choices, default=DestinationKind.LOCAL)
+    name = models.CharField(_("name"), max_length=100)
+    path = models.CharField(_("folder"), max_length=1000)
+    nodes = models.ManyToManyField(Node, related_name="destinations", verbose_name=_("reached by"))
+    total_bytes = models.BigIntegerField(_("capacity"), default=0, editable=False)
+    free_bytes = models.BigIntegerField(_("free"), default=0, editable=False)
+    problem = models.CharField(_("problem"), max_length=500, blank=True, editable=False)
+    tested_at = models.DateTimeField(_("tested"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("destination")
+        verbose_name_plural = _("destinations")
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="destination_name_unique")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RepositoryState(models.TextChoices):
+    NEW = "new", _("Not made yet")
+    READY = "ready", _("Ready")
+    PROBLEM = "problem", _("Problem")
+
+
+class Repository(models.Model):
+    """What one tenant keeps at one destination; a restic repository. Made once, by an init task."""
+
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="repositories", verbose_name=_("tenant"))
+    destination = models.ForeignKey(
+        Destination, models.PROTECT, related_name="repositories", verbose_name=_("destination")
+    )
+    password = models.ForeignKey(Secret, models.PROTECT, related_name="+", editable=False)
+    repository_id = models.CharField(_("repository id"), max_length=64, blank=True, editable=False)  # restic's
+    state = models.CharField(
+        _("state"), max_length=20, choices=RepositoryState.choices, default=RepositoryState.NEW, editable=False
+    )
+    problem = models.CharField(_("problem"), max_length=500, blank=True, editable=False)
+    stored_bytes = models.BigIntegerField(_("stored"), default=0, editable=False)
+    verified_at = models.DateTimeField(_("verified"), null=True, editable=False)
+    kit_saved_at = models.DateTimeField(_("recovery kit saved"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("repository")
+        verbose_name_plural = _("repositories")
+        constraints = [models.UniqueConstraint(fields=["tenant", "destination"], name="repository_unique")]
+
+    def __str__(self) -> str:
+        return f"{self.tenant} @ {self.destination}"
+
+    @property
+    def url(self) -> str:
+        """Where a node finds it: a folder of the tenant's own below the destination."""
+        return f"{self.destination.path.rstrip('/')}/{self.tenant.slug}"

@@ -1,0 +1,108 @@
+"""What should happen: when, how long kept, where to. Pure functions decide, these rows remember."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.core.validators import MaxValueValidator
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from apps.iam.models import Tenant
+from apps.inventory.models import Destination, Workload
+
+
+class Staging(models.TextChoices):
+    STREAM = "stream", _("Stream: Store reads what Export opened")
+    DISK = "disk", _("Disk: Export copies to the node's staging space first")
+
+
+class Policy(models.Model):
+    tenant_path: ClassVar[str] = "tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="policies", verbose_name=_("tenant"))
+    name = models.CharField(_("name"), max_length=100)
+    enabled = models.BooleanField(_("enabled"), default=True)
+    destination = models.ForeignKey(Destination, models.PROTECT, related_name="policies", verbose_name=_("destination"))
+    staging = models.CharField(_("staging"), max_length=10, choices=Staging.choices, default=Staging.STREAM)
+    time_zone = models.CharField(_("time zone"), max_length=64, default="UTC")
+    start_window_minutes = models.PositiveIntegerField(
+        _("start window (minutes)"),
+        default=240,
+        help_text=_("A run that could not start this long after its time fails with that reason."),
+    )
+    objective_hours = models.PositiveIntegerField(
+        _("objective (hours)"), default=26, help_text=_("The last good backup should never be older than this.")
+    )
+    priority = models.PositiveSmallIntegerField(_("priority"), default=50, validators=[MaxValueValidator(100)])
+    list_files = models.BooleanField(
+        _("keep file lists on the server"),
+        default=True,
+        help_text=_("Makes browsing instant; names (not content) are then readable on the server."),
+    )
+    keep_last = models.PositiveIntegerField(_("last"), default=7)
+    keep_hourly = models.PositiveIntegerField(_("hourly"), default=0)
+    keep_daily = models.PositiveIntegerField(_("daily"), default=14)
+    keep_weekly = models.PositiveIntegerField(_("weekly"), default=8)
+    keep_monthly = models.PositiveIntegerField(_("monthly"), default=12)
+    keep_yearly = models.PositiveIntegerField(_("yearly"), default=0)
+    keep_within_days = models.PositiveIntegerField(_("everything of the last … days"), default=0)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("policy")
+        verbose_name_plural = _("policies")
+        ordering = ["name"]
+        constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="policy_name_unique")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ScheduleMode(models.TextChoices):
+    INCREMENTAL = "incremental", _("Incremental")
+    FULL = "full", _("Full (reads everything again)")
+
+
+class Schedule(models.Model):
+    """When a policy runs: a cron line in the policy's time zone. ``planned_until`` is the planner's cursor."""
+
+    tenant_path: ClassVar[str] = "policy__tenant"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    policy = models.ForeignKey(Policy, models.CASCADE, related_name="schedules", verbose_name=_("policy"))
+    mode = models.CharField(_("mode"), max_length=20, choices=ScheduleMode.choices, default=ScheduleMode.INCREMENTAL)
+    cron = models.CharField(
+        _("when"),
+        max_length=100,
+        default="0 22 * * *",
+        help_text=_("Minute hour day month weekday, e.g. “0 22 * * *” for every day at 22:00."),
+    )
+    enabled = models.BooleanField(_("enabled"), default=True)
+    planned_until = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
+
+    def __str__(self) -> str:
+        return f"{self.get_mode_display()}: {self.cron}"
+
+
+class Assignment(models.Model):
+    """Which policy covers a workload: one at most. Written by ``policies.assignment``."""
+
+    tenant_path: ClassVar[str] = "policy__tenant"
+
+    workload = models.OneToOneField(Workload, models.CASCADE, related_name="assignment", verbose_name=_("workload"))
+    policy = models.ForeignKey(Policy, models.CASCADE, related_name="assignments", verbose_name=_("policy"))
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("assignment")
+        verbose_name_plural = _("assignments")
+
+    def __str__(self) -> str:
+        return f"{self.workload} → {self.policy}"
