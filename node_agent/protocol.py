@@ -10,6 +10,8 @@ Both sides import this module, so that they cannot drift. Rules of the wire:
 * Unknown fields from a newer peer are ignored; missing optional ones take their default. A server of
   version N serves nodes of N and N-1.
 * Errors are ``{"code", "message", "hint"}`` with a fitting HTTP status.
+* The node says who it is with ``Authorization: Bearer <its token>`` (all but ``ca`` and ``enrol``); an
+  upload, whose body is bytes, carries the lease's token in the header ``X-Lease-Token``.
 
     POST enrol                        EnrolRequest        -> EnrolReply
     GET  ca                           -> the CA certificate, PEM (the node compares its fingerprint)
@@ -37,11 +39,13 @@ API_VERSION = 1
 PREFIX = "/api/node/v1"
 PIECE_BYTES = 4 * 1024 * 1024  # largest piece of a download or of a list of directories
 BODY_BYTES = 8 * 1024 * 1024  # largest body of any node request
+LEASE_TOKEN_HEADER = "X-Lease-Token"
 LIST_KEEP = 1000  # left-out items that travel with a result; all are counted
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # hide_input_in_errors: a body that cannot be read may hold passwords, and errors end up in logs.
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 class ErrorBody(Wire):
