@@ -1,0 +1,279 @@
+"""A small NBD client: read-only access to an export that qemu serves on a unix socket.
+
+Speaks the "fixed newstyle" handshake with structured replies and block status, as laid down in
+https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Not spoken: TLS, writing, the
+old handshake. One request is under way at a time; use one connection for each thread.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from node_agent.errors import SourceError
+from node_agent.items import Extent
+
+ALLOCATION = "base:allocation"
+ZERO = 2  # flag of base:allocation: reads as zeros
+MAX_READ = 32 * 1024 * 1024  # qemu's limit for one request
+MAX_STATUS = 1 << 30  # bytes asked about at once; a 32-bit length, kept well below
+
+_NBDMAGIC = 0x4E42444D41474943
+_IHAVEOPT = 0x49484156454F5054
+_OPTION_REPLY = 0x3E889045565A9
+_REQUEST = 0x25609513
+_SIMPLE_REPLY = 0x67446698
+_STRUCTURED_REPLY = 0x668E33EF
+
+_OPT_GO, _OPT_STRUCTURED, _OPT_SET_META = 7, 8, 10
+_REP_ACK, _REP_INFO, _REP_META_CONTEXT, _REP_ERROR_BIT = 1, 3, 4, 1 << 31
+_INFO_EXPORT = 0
+_CMD_READ, _CMD_DISCONNECT, _CMD_BLOCK_STATUS = 0, 2, 7
+_CHUNK_NONE, _CHUNK_DATA, _CHUNK_HOLE, _CHUNK_STATUS, _CHUNK_ERROR_BIT = 0, 1, 2, 5, 1 << 15
+_CHUNK_DONE = 1
+_MAX_OPTION_REPLY = 1 << 20
+_MAX_CHUNK = MAX_READ + 4096
+
+
+class NbdError(SourceError):
+    default_message = "The image's server broke off the conversation."
+    default_hint = "Look at the messages of qemu on this machine; run the backup again."
+
+
+@dataclass
+class NbdClient:
+    """An open export. ``contexts`` are block status contexts to negotiate; those granted are in ``granted``."""
+
+    socket_path: Path
+    export: str = ""
+    contexts: Sequence[str] = (ALLOCATION,)
+    timeout_s: float = 300.0
+    size: int = 0
+    granted: dict[str, int] = field(default_factory=dict)
+    _sock: socket.socket | None = None
+    _handle: int = 0
+
+    def __enter__(self) -> NbdClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self.timeout_s)
+        try:
+            sock.connect(str(self.socket_path))
+            self._sock = sock
+            self._greet()
+            self._option(_OPT_STRUCTURED, b"")
+            if self.contexts:
+                self._set_contexts()
+            self._go()
+        except OSError as error:
+            self._sock = None
+            sock.close()
+            raise NbdError(f"The connection to the image's server failed: {error}.") from error
+        except BaseException:
+            self._sock = None
+            sock.close()
+            raise
+
+    def close(self) -> None:
+        """Say goodbye and hang up; safe to call twice."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        try:
+            sock.sendall(struct.pack(">IHHQQI", _REQUEST, 0, _CMD_DISCONNECT, 0, 0, 0))
+        except OSError:  # the server may be gone already: there is nothing left to end
+            return
+        finally:
+            sock.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes; holes come as zeros."""
+        out = bytearray(length)
+        done = 0
+        while done < length:
+            step = min(MAX_READ, length - done)
+            self._read_into(memoryview(out)[done : done + step], offset + done)
+            done += step
+        return bytes(out)
+
+    def status(self, context: str, offset: int = 0, length: int | None = None) -> Iterator[tuple[int, int, int]]:
+        """(offset, length, flags) of each run in the range, in order and without gaps."""
+        if context not in self.granted:
+            raise NbdError(f"The image's server does not tell the block status {context!r}.")
+        end = self.size if length is None else offset + length
+        while offset < end:
+            for run_length, flags in self._block_status(offset, min(MAX_STATUS, end - offset), self.granted[context]):
+                run_length = min(run_length, end - offset)
+                yield offset, run_length, flags
+                offset += run_length
+                if offset >= end:
+                    return
+
+    def extents(self) -> Iterator[Extent]:
+        """The whole export in order; neighbours of one kind are joined."""
+        if ALLOCATION not in self.granted:
+            if self.size:
+                yield Extent(0, self.size)
+            return
+        last: Extent | None = None
+        for offset, length, flags in self.status(ALLOCATION):
+            zero = bool(flags & ZERO)
+            if last is not None and last.zero == zero:
+                last = Extent(last.offset, last.length + length, zero)
+                continue
+            if last is not None:
+                yield last
+            last = Extent(offset, length, zero)
+        if last is not None:
+            yield last
+
+    # --- handshake ---
+
+    def _greet(self) -> None:
+        magic, options, flags = struct.unpack(">QQH", self._receive(18))
+        if magic != _NBDMAGIC or options != _IHAVEOPT or not flags & 1:
+            raise NbdError("The image's server does not speak the fixed newstyle NBD handshake.")
+        self._send(struct.pack(">I", flags & 3))
+
+    def _option(self, option: int, data: bytes) -> list[tuple[int, bytes | bytearray]]:
+        """Send an option; its replies up to the acknowledgement. An error reply is raised."""
+        self._send(struct.pack(">QII", _IHAVEOPT, option, len(data)) + data)
+        replies: list[tuple[int, bytes | bytearray]] = []
+        while True:
+            magic, echoed, kind, length = struct.unpack(">QIII", self._receive(20))
+            if magic != _OPTION_REPLY or echoed != option or length > _MAX_OPTION_REPLY:
+                raise NbdError("The image's server sent a malformed reply to an option.")
+            payload = self._receive(length)
+            if kind & _REP_ERROR_BIT:
+                detail = payload.decode("utf-8", "replace") or f"error {kind & ~_REP_ERROR_BIT}"
+                raise NbdError(f"The image's server refused option {option}: {detail}.")
+            if kind == _REP_ACK:
+                return replies
+            replies.append((kind, payload))
+
+    def _set_contexts(self) -> None:
+        export = self.export.encode()
+        data = struct.pack(">I", len(export)) + export + struct.pack(">I", len(self.contexts))
+        for context in self.contexts:
+            raw = context.encode()
+            data += struct.pack(">I", len(raw)) + raw
+        for kind, payload in self._option(_OPT_SET_META, data):
+            if kind == _REP_META_CONTEXT and len(payload) > 4:
+                self.granted[payload[4:].decode("utf-8", "replace")] = int.from_bytes(payload[:4], "big")
+
+    def _go(self) -> None:
+        export = self.export.encode()
+        replies = self._option(_OPT_GO, struct.pack(">I", len(export)) + export + struct.pack(">H", 0))
+        for kind, payload in replies:
+            if kind == _REP_INFO and len(payload) >= 12 and int.from_bytes(payload[:2], "big") == _INFO_EXPORT:
+                self.size = int.from_bytes(payload[2:10], "big")
+                return
+        raise NbdError("The image's server did not tell the size of the image.")
+
+    # --- transmission ---
+
+    def _read_into(self, view: memoryview, offset: int) -> None:
+        covered = 0
+        for kind, payload in self._request(_CMD_READ, offset, len(view)):
+            if kind == _CHUNK_DATA:
+                start = int.from_bytes(payload[:8], "big") - offset
+                size = len(payload) - 8
+                self._within(start, size, len(view))
+                view[start : start + size] = payload[8:]
+            elif kind == _CHUNK_HOLE:
+                start, size = int.from_bytes(payload[:8], "big") - offset, int.from_bytes(payload[8:12], "big")
+                self._within(start, size, len(view))
+                view[start : start + size] = bytes(size)
+            else:
+                continue
+            covered += size
+        if covered != len(view):
+            raise NbdError(f"The image's server sent {covered} of {len(view)} bytes asked for at offset {offset}.")
+
+    @staticmethod
+    def _within(start: int, size: int, limit: int) -> None:
+        if start < 0 or size < 0 or start + size > limit:
+            raise NbdError("The image's server sent data that was not asked for.")
+
+    def _block_status(self, offset: int, length: int, context_id: int) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        for kind, payload in self._request(_CMD_BLOCK_STATUS, offset, length):
+            if kind == _CHUNK_STATUS and int.from_bytes(payload[:4], "big") == context_id:
+                runs += [(size, flags) for size, flags in struct.iter_unpack(">II", payload[4:])]
+        if not runs or any(size == 0 for size, _ in runs):
+            raise NbdError(f"The image's server told no block status at offset {offset}.")
+        return runs
+
+    def _request(self, command: int, offset: int, length: int) -> Iterator[tuple[int, bytes | bytearray]]:
+        """Send a request; the chunks of its reply. Must be used up before the next request."""
+        self._handle += 1
+        self._send(struct.pack(">IHHQQI", _REQUEST, 0, command, self._handle, offset, length))
+        failure: str | None = None
+        while True:
+            (magic,) = struct.unpack(">I", self._receive(4))
+            if magic == _SIMPLE_REPLY:
+                yield from self._simple_reply(command, offset, length)
+                return
+            if magic != _STRUCTURED_REPLY:
+                raise NbdError("The image's server sent a malformed reply.")
+            flags, kind, handle, size = struct.unpack(">HHQI", self._receive(16))
+            if handle != self._handle or size > _MAX_CHUNK:
+                raise NbdError("The image's server sent a malformed reply.")
+            payload = self._receive(size)
+            if kind & _CHUNK_ERROR_BIT:
+                failure = failure or _error_text(payload)
+            elif kind != _CHUNK_NONE:
+                yield kind, payload
+            if flags & _CHUNK_DONE:
+                break
+        if failure is not None:
+            raise NbdError(f"The image cannot be read at offset {offset}: {failure}.")
+
+    def _simple_reply(self, command: int, offset: int, length: int) -> Iterator[tuple[int, bytes | bytearray]]:
+        error, handle = struct.unpack(">IQ", self._receive(12))
+        if handle != self._handle:
+            raise NbdError("The image's server sent a malformed reply.")
+        if error:
+            raise NbdError(f"The image cannot be read at offset {offset}: error {error}.")
+        if command == _CMD_READ:
+            yield _CHUNK_DATA, struct.pack(">Q", offset) + self._receive(length)
+
+    def _send(self, data: bytes) -> None:
+        if self._sock is None:
+            raise NbdError("The connection to the image's server is closed.")
+        try:
+            self._sock.sendall(data)
+        except OSError as error:
+            raise NbdError(f"The image's server is gone: {error}.") from error
+
+    def _receive(self, length: int) -> bytearray:
+        if self._sock is None:
+            raise NbdError("The connection to the image's server is closed.")
+        data = bytearray(length)
+        view, done = memoryview(data), 0
+        while done < length:
+            try:
+                step = self._sock.recv_into(view[done:])
+            except OSError as error:
+                raise NbdError(f"The image's server is gone: {error}.") from error
+            if not step:
+                raise NbdError("The image's server hung up in the middle of a reply.")
+            done += step
+        return data
+
+
+def _error_text(payload: bytes | bytearray) -> str:
+    code, size = struct.unpack(">IH", payload[:6]) if len(payload) >= 6 else (0, 0)
+    return bytes(payload[6 : 6 + size]).decode("utf-8", "replace") or f"error {code}"
