@@ -1,0 +1,77 @@
+# BRS: every command sets up what it needs first. On Debian as root missing system packages are installed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PORT ?=
+SOURCE ?=
+IMAGE ?=
+ONCE ?=
+TESTS ?= tests
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+# command:package pairs that each purpose needs
+RUN_COMMANDS := qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-io:qemu-utils mke2fs:e2fsprogs debugfs:e2fsprogs sfdisk:fdisk
+TEST_COMMANDS := $(RUN_COMMANDS) restic:restic chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
+                 /usr/lib/postgresql/15/bin/postgres:postgresql-15 ip:iproute2 mount:mount
+
+.PHONY: help demo run test test-postgres check lint format bench clean
+help:
+	@echo "make demo    protect real data, restore it and see it happen (SOURCE=/path IMAGE=/disk.qcow2 ONCE=1 PORT=n)"
+	@echo "make run     standalone server and a local node (PORT=n)"
+	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
+	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
+	@echo "make bench   benchmarks against peers, in one run"
+
+$(STAMPS)/system-%:
+	@.ci/system-packages $(if $(filter test,$*),$(TEST_COMMANDS),$(RUN_COMMANDS))
+	@mkdir -p $(STAMPS) && touch $@
+
+$(BIN)/python:
+	@.ci/make-venv $(PYTHON) $(VENV)
+
+$(STAMPS)/run: $(BIN)/python requirements.txt requirements-node.txt
+	@echo "Installing what BRS needs into $(VENV) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(STAMPS)/run requirements-dev.txt
+	@echo "Installing what the checks and tests need into $(VENV) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: $(STAMPS)/run $(STAMPS)/system-run
+	@exec $(BIN)/python -m brs.demo $(if $(SOURCE),--source "$(SOURCE)") $(if $(IMAGE),--image "$(IMAGE)") \
+		$(if $(PORT),--port $(PORT)) $(if $(filter-out 0,$(ONCE)),--once)
+
+run: $(STAMPS)/run $(STAMPS)/system-run
+	@exec $(BIN)/python -m brs.local $(if $(PORT),--port $(PORT))
+
+test: $(STAMPS)/dev $(STAMPS)/system-test
+	$(BIN)/python -m pytest $(TESTS)
+
+test-postgres: $(STAMPS)/dev $(STAMPS)/system-test
+	$(BIN)/python -m tests.lab.services -- $(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	BRS_DATA_DIR=$$(mktemp -d) $(BIN)/python manage.py makemigrations --check --dry-run
+	BRS_DATA_DIR=$$(mktemp -d) $(BIN)/python manage.py check --fail-level WARNING
+
+bench: $(STAMPS)/dev $(STAMPS)/system-test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
