@@ -2,6 +2,7 @@
 
     DomainError          code, message, hint, status
     ├── Invalid          400  bad input
+    ├── Unauthorized     401  no token, or one that is not known
     ├── Denied           403  may see it, may not do it
     ├── NotFound         404  does not exist, or may not be seen (the same to the asker)
     ├── Conflict         409  the object's state does not allow it
@@ -9,6 +10,7 @@
     ├── TooLarge         413
     ├── TooMany          429
     └── Unavailable      503  try again later
+        └── Unsealable   503  a secret was sealed with another key
 
 The faces (API, admin, node API) turn them into their own form; messages are plain sentences for the operator.
 """
@@ -39,6 +41,13 @@ class Invalid(DomainError):
     status = 400
     default_message = "The request is not valid."
     default_hint = "Correct the named field and send it again."
+
+
+class Unauthorized(DomainError):
+    code = "unauthorized"
+    status = 401
+    default_message = "The token is missing or not known."
+    default_hint = "Send a valid token in the header Authorization."
 
 
 class Denied(DomainError):
@@ -87,3 +96,9 @@ class Unavailable(DomainError):
     status = 503
     default_message = "The server cannot do this right now."
     default_hint = "Try again in a minute."
+
+
+class Unsealable(Unavailable):
+    code = "sealed-with-another-key"
+    default_message = "A stored secret cannot be opened: it was sealed with another server key."
+    default_hint = "Give the server the key it had before: BRS_SECRET_KEY, or the file secret.key in BRS_DATA_DIR."

@@ -21,7 +21,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(env.text("BRS_DATA_DIR", str(BASE_DIR / "var"))).resolve()
 DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 SPOOL_DIR = Path(env.text("BRS_SPOOL_DIR", str(DATA_DIR / "spool")))
-PKI_DIR = DATA_DIR / "pki"
+PKI_DIR = Path(env.text("BRS_PKI_DIR", str(DATA_DIR / "pki")))
 DEBUG = env.flag("BRS_DEBUG")
 
 
@@ -40,6 +40,7 @@ def _secret_key() -> str:
 
 
 SECRET_KEY = _secret_key()
+SECRET_KEY_FALLBACKS = env.words("BRS_SECRET_KEY_FALLBACKS", [])  # earlier keys: still open what they sealed
 ALLOWED_HOSTS = env.words("BRS_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", "testserver"])
 CSRF_TRUSTED_ORIGINS = env.words("BRS_TRUSTED_ORIGINS", [])
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.flag("BRS_SECURE_COOKIES", True)

@@ -21,6 +21,7 @@ class RestorePoint(models.Model):
     """One recoverable state of a workload. Written by ``catalog.ingest``; ``task`` makes that idempotent."""
 
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "workload"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="restore_points", verbose_name=_("tenant"))
@@ -61,6 +62,7 @@ class PointCopy(models.Model):
     """A restore point in one repository: a restic snapshot."""
 
     tenant_path: ClassVar[str] = "repository__tenant"
+    grant_path: ClassVar[str] = "point__workload"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     point = models.ForeignKey(RestorePoint, models.CASCADE, related_name="copies", verbose_name=_("restore point"))
@@ -96,6 +98,7 @@ class Protection(models.Model):
     """How a workload stands, as one sortable row; written by ``catalog.protection`` only."""
 
     tenant_path: ClassVar[str] = "workload__tenant"
+    grant_path: ClassVar[str] = "workload"
 
     workload = models.OneToOneField(Workload, models.CASCADE, primary_key=True, related_name="protection")
     state = models.CharField(

@@ -2,7 +2,8 @@
 
 Membership of a tenant with a role is the rule of rights; guardian's object grants are the exception.
 Every model of the apps that belongs to somebody names the way to its tenant in ``tenant_path``
-(a lookup such as ``job__tenant``); ``iam.access`` reads it and is the only place that decides.
+(a lookup such as ``job__tenant``); ``iam.access`` reads it and is the only place that decides. The other
+declarations that it reads (``grant_path``, ``owner_path``, ``change_needs`` …) are explained there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Tenant(models.Model):
     """Whose things they are: data, keys and deduplication of two tenants never meet."""
 
     tenant_path: ClassVar[str] = "id"  # the tenant itself
+    change_needs: ClassVar[str] = "members"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(_("name"), max_length=100)
@@ -61,6 +63,7 @@ class Role(models.TextChoices):
 
 class Membership(models.Model):
     tenant_path: ClassVar[str] = "tenant"
+    change_needs: ClassVar[str] = "members"  # or an administrator could make himself an owner
 
     user = models.ForeignKey(User, models.CASCADE, related_name="memberships", verbose_name=_("user"))
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships", verbose_name=_("tenant"))
@@ -77,9 +80,10 @@ class Membership(models.Model):
 
 
 class ApiToken(models.Model):
-    """A key for programs. Only its SHA-256 is kept; it acts as its user, at most with ``max_role``."""
+    """A key for programs. Only its SHA-256 is kept; it acts as its user, who alone sees it."""
 
     tenant_path: ClassVar[str] = "user__memberships__tenant"
+    owner_path: ClassVar[str] = "user"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(User, models.CASCADE, related_name="api_tokens", verbose_name=_("user"))
@@ -149,3 +153,21 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor_name}: {self.verb} {self.object_name}"
+
+
+class Attempts(models.Model):
+    """How often something that may be guessed was tried, by address; ``iam.throttle`` counts here, so that it
+    holds for all processes together."""
+
+    tenant_path: ClassVar[str] = ""  # the system's own
+
+    key = models.CharField(max_length=200, primary_key=True)
+    count = models.PositiveIntegerField(default=0)
+    until = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("attempts")
+        verbose_name_plural = _("attempts")
+
+    def __str__(self) -> str:
+        return self.key

@@ -16,6 +16,8 @@ class Node(models.Model):
     ``inventory.presence`` what it tells of itself."""
 
     tenant_path: ClassVar[str] = "tenant"
+    shared_without_tenant: ClassVar[bool] = True
+    grant_path: ClassVar[str] = "pk"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(
@@ -34,11 +36,13 @@ class Node(models.Model):
     token_changed_at = models.DateTimeField(null=True, editable=False)
     incarnation = models.UUIDField(null=True, editable=False)
     version = models.CharField(_("version"), max_length=40, blank=True, editable=False)
+    protocol = models.PositiveSmallIntegerField(default=1, editable=False)  # node_agent.protocol.API_VERSION it speaks
     hostname = models.CharField(_("host"), max_length=255, blank=True, editable=False)
     system = models.CharField(_("system"), max_length=200, blank=True, editable=False)
     kinds = models.JSONField(default=list, editable=False)  # task kinds it can run
     drivers = models.JSONField(default=list, editable=False)
     labels = models.JSONField(_("labels"), default=list, blank=True)
+    told_labels = models.JSONField(default=list, editable=False)  # from its own node.toml
     roots = models.JSONField(default=dict, editable=False)  # {"read": [...], "write": [...], "repositories": [...]}
     slots = models.PositiveSmallIntegerField(_("parallel tasks"), default=2)
     staging_bytes = models.BigIntegerField(default=0, editable=False)
@@ -94,6 +98,7 @@ class Platform(models.Model):
     """A system that is protected. For files and image it is a place on one node."""
 
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "pk"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="platforms", verbose_name=_("tenant"))
@@ -117,6 +122,7 @@ class Workload(models.Model):
     image ``{"path": "/…", "format": "", "disk": "disk"}`` (validated by ``inventory.sources``)."""
 
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "pk"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="workloads", verbose_name=_("tenant"))
@@ -131,6 +137,7 @@ class Workload(models.Model):
         verbose_name = _("workload")
         verbose_name_plural = _("workloads")
         ordering = ["name"]
+        permissions = [("operate_workload", _("Can back up, restore elsewhere and download"))]
         constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="workload_name_unique")]
 
     def __str__(self) -> str:
@@ -145,6 +152,7 @@ class Destination(models.Model):
     """A place where backups are kept. A local folder exists on the nodes that are named only."""
 
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "pk"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="destinations", verbose_name=_("tenant"))

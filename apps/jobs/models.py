@@ -55,6 +55,7 @@ class Trigger(models.TextChoices):
 
 class Job(models.Model):
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "workload"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="jobs", verbose_name=_("tenant"))
@@ -106,6 +107,7 @@ class Task(models.Model):
     """The unit of lease. ``spec`` is a ``protocol`` spec without secrets; these are added when it is leased."""
 
     tenant_path: ClassVar[str] = "job__tenant"
+    grant_path: ClassVar[str] = "job__workload"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     job = models.ForeignKey(Job, models.CASCADE, related_name="tasks", verbose_name=_("job"))
@@ -152,6 +154,7 @@ class Task(models.Model):
 
 class LogLine(models.Model):
     tenant_path: ClassVar[str] = "job__tenant"
+    grant_path: ClassVar[str] = "job__workload"
 
     job = models.ForeignKey(Job, models.CASCADE, related_name="log", verbose_name=_("job"))
     task = models.ForeignKey(Task, models.CASCADE, null=True, related_name="log", verbose_name=_("task"))
@@ -195,6 +198,7 @@ class RestoreDraft(models.Model):
     """The restore wizard's memory: survives the back button, a reload and another day."""
 
     tenant_path: ClassVar[str] = "tenant"
+    owner_path: ClassVar[str] = "user"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="restore_drafts", verbose_name=_("tenant"))
@@ -220,6 +224,7 @@ class Download(models.Model):
     """One file on its way to a user: pieces in the spool, a link bound to him, gone after an hour."""
 
     tenant_path: ClassVar[str] = "tenant"
+    owner_path: ClassVar[str] = "user"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="downloads", verbose_name=_("tenant"))

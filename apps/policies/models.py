@@ -20,6 +20,7 @@ class Staging(models.TextChoices):
 
 class Policy(models.Model):
     tenant_path: ClassVar[str] = "tenant"
+    grant_path: ClassVar[str] = "pk"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="policies", verbose_name=_("tenant"))
@@ -70,6 +71,7 @@ class Schedule(models.Model):
     """When a policy runs: a cron line in the policy's time zone. ``planned_until`` is the planner's cursor."""
 
     tenant_path: ClassVar[str] = "policy__tenant"
+    grant_path: ClassVar[str] = "policy"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     policy = models.ForeignKey(Policy, models.CASCADE, related_name="schedules", verbose_name=_("policy"))
@@ -95,6 +97,7 @@ class Assignment(models.Model):
     """Which policy covers a workload: one at most. Written by ``policies.assignment``."""
 
     tenant_path: ClassVar[str] = "policy__tenant"
+    grant_path: ClassVar[str] = "workload"
 
     workload = models.OneToOneField(Workload, models.CASCADE, related_name="assignment", verbose_name=_("workload"))
     policy = models.ForeignKey(Policy, models.CASCADE, related_name="assignments", verbose_name=_("policy"))
