@@ -1,0 +1,49 @@
+"""Runs one command as a whole process and says what it took."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def run(command: Sequence[str], env: dict[str, str], expect: Sequence[int] = (0,)) -> Took:
+    """One run; its own children's CPU and the peak memory of the process. Fails loudly, with the output."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in expect:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{output.decode(errors='replace')}")
+    return Took(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def median(rounds: int, once: Callable[[int], Took]) -> Took:
+    """Medians of each figure over ``rounds`` runs."""
+    runs = [once(number) for number in range(rounds)]
+    return Took(
+        statistics.median(r.wall_s for r in runs),
+        statistics.median(r.cpu_s for r in runs),
+        int(statistics.median(r.peak_bytes for r in runs)),
+    )
+
+
+def stored(folder: Path) -> int:
+    """Bytes of all files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
