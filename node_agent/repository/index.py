@@ -1,0 +1,250 @@
+"""Which blob lies where: the repository's index files, kept in a local database so that memory stays bounded.
+
+The database is only a cache. It is bound to the repository (id and digest of its config), each row belongs to
+one index file, and :meth:`Index.refresh` makes it equal to the index files that the store lists now: rows of files
+that vanished are dropped and new files are read, in one transaction. Whoever works with the answers holds a
+repository lock, so that no index file vanishes meanwhile. Several processes may share one database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from node_agent.errors import ConfigError, DamagedError, ObjectMissing
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.index_file import PackEntry, load_index_file
+from node_agent.repository.pack import BlobKind, PackedBlob
+from node_agent.repository.sealed import SealedFiles
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (binding TEXT NOT NULL);
+CREATE TABLE files (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE packs (id INTEGER PRIMARY KEY, file INTEGER NOT NULL, name BLOB NOT NULL);
+CREATE INDEX packs_file ON packs (file);
+CREATE TABLE blobs (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL,
+    offset INTEGER NOT NULL, length INTEGER NOT NULL, raw_length INTEGER NOT NULL,
+    PRIMARY KEY (id, kind, pack, offset)
+) WITHOUT ROWID;
+"""
+_KINDS = (BlobKind.DATA, BlobKind.TREE)
+_NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
+_BATCH = 500
+_CACHE_KIB = 64 << 10
+_WAIT_S = 600.0  # another process may be loading a large index into the same database
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    pack: str
+    blob: PackedBlob
+
+
+class Index:
+    """All methods may be called from several threads."""
+
+    def __init__(self, files: SealedFiles, binding: str, cache: Path | None = None) -> None:
+        """Without ``cache`` the database is a temporary file of this process."""
+        self._files = files
+        self._binding = binding
+        self._cache = cache
+        self._lock = threading.RLock()
+        self._db = self._open()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def refresh(self) -> None:
+        """Become equal to the index files in the store. Raises DamagedError naming one that cannot be read."""
+        with self._lock:
+            try:
+                self._refresh()
+            except sqlite3.OperationalError as error:
+                raise ConfigError(f"The cache database {self._cache} cannot be used: {error}.") from error
+            except sqlite3.DatabaseError:
+                if self._cache is None:
+                    raise
+                self._forget_cache()  # a broken cache is no news: what it held is in the repository
+                self._refresh()
+
+    def has(self, kind: BlobKind, blob_id: bytes) -> bool:
+        with self._lock:
+            found = self._db.execute(
+                "SELECT 1 FROM blobs WHERE id = ? AND kind = ? LIMIT 1", (blob_id, _NUMBER[kind])
+            ).fetchone()
+        return found is not None
+
+    def missing(self, kind: BlobKind, ids: Iterable[bytes]) -> set[bytes]:
+        """Those of ``ids`` that no index file lists. The quick way for many: about 100,000 a second."""
+        wanted = sorted(set(ids))
+        absent: set[bytes] = set()
+        for batch in _batches(wanted):
+            marks = ",".join("?" * len(batch))
+            with self._lock:
+                found = self._db.execute(
+                    f"SELECT id FROM blobs WHERE id IN ({marks}) AND kind = ?",
+                    (*batch, _NUMBER[kind]),
+                ).fetchall()
+            absent.update(set(batch).difference(row[0] for row in found))
+        return absent
+
+    def locations(self, kind: BlobKind, blob_id: bytes) -> list[Location]:
+        """All copies of a blob."""
+        return self.locate(kind, [blob_id]).get(blob_id, [])
+
+    def locate(self, kind: BlobKind, ids: Sequence[bytes]) -> dict[bytes, list[Location]]:
+        """All copies of several blobs (at most a few thousand at a time); unknown ones are left out."""
+        found: dict[bytes, list[Location]] = {}
+        for batch in _batches(ids):
+            marks = ",".join("?" * len(batch))
+            with self._lock:
+                rows = self._db.execute(
+                    "SELECT DISTINCT b.id, b.kind, b.offset, b.length, b.raw_length, p.name"
+                    " FROM blobs b JOIN packs p ON p.id = b.pack"
+                    f" WHERE b.id IN ({marks}) AND b.kind = ?",
+                    (*batch, _NUMBER[kind]),
+                ).fetchall()
+            for row in rows:
+                found.setdefault(row[0], []).append(_location(row))
+        return found
+
+    def add_file(self, name: str, packs: Iterable[PackEntry]) -> None:
+        """Take in an index file that was just written, so that it need not be read again."""
+        with self._lock, self._transaction():
+            self._insert(name, packs)
+
+    def file_names(self) -> set[str]:
+        with self._lock:
+            return {row[0] for row in self._db.execute("SELECT name FROM files")}
+
+    def packs(self) -> Iterator[tuple[str, list[PackedBlob]]]:
+        """Every pack with all its blobs, ordered by offset; what several index files say alike comes once."""
+        query = (
+            "SELECT DISTINCT b.id, b.kind, b.offset, b.length, b.raw_length, p.name"
+            " FROM packs p JOIN blobs b ON b.pack = p.id ORDER BY p.name, b.offset, b.id"
+        )
+        cursor = self._db.execute(query)  # sqlite serialises by itself; look-ups go on between the rows
+        for pack, group in groupby(map(_location, cursor), key=lambda location: location.pack):
+            yield pack, [location.blob for location in group]
+
+    def blob_count(self) -> int:
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM blobs").fetchone()[0])
+
+    def _refresh(self) -> None:
+        for attempt in range(3):
+            listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
+            try:
+                with self._transaction():
+                    self._drop(self.file_names() - listed)
+                    for name in sorted(listed - self.file_names()):
+                        self._insert(name, load_index_file(self._files, name))
+                return
+            except ObjectMissing as error:  # listed and gone: somebody replaced index files; look again
+                if attempt == 2:
+                    raise DamagedError(f"{error.message} It is listed, but cannot be read.") from error
+
+    def _drop(self, names: set[str]) -> None:
+        for name in names:
+            # Through the packs of the file: an own column would cost five million rows a fifth of their size.
+            self._db.execute("DELETE FROM packs WHERE file = (SELECT id FROM files WHERE name = ?)", (name,))
+            self._db.execute("DELETE FROM files WHERE name = ?", (name,))
+        if names:
+            self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
+
+    def _insert(self, name: str, packs: Iterable[PackEntry]) -> None:
+        cursor = self._db.execute("INSERT OR IGNORE INTO files (name) VALUES (?)", (name,))
+        if not cursor.rowcount:
+            return  # another process was quicker
+        file_id = cursor.lastrowid
+        rows: list[tuple[bytes, int, int, int, int, int]] = []
+        for pack, blobs in packs:
+            pack_id = self._db.execute(
+                "INSERT INTO packs (file, name) VALUES (?, ?)", (file_id, bytes.fromhex(pack))
+            ).lastrowid
+            assert pack_id is not None
+            rows.extend((b.id, _NUMBER[b.kind], pack_id, b.offset, b.length, b.raw_length) for b in blobs)
+        rows.sort()  # the table is ordered by id: sorted rows touch each page once
+        self._db.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._cache is None:
+            return self._connect("")
+        try:
+            self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The cache folder {self._cache.parent} cannot be used: {error.strerror}.") from error
+        try:
+            return self._connect(str(self._cache))
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"The cache database {self._cache} cannot be used: {error}.") from error
+        except (sqlite3.DatabaseError, _Stale):
+            self._remove_files()
+            return self._connect(str(self._cache))
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            for statement in _SCHEMA.strip().split(";"):
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES (?)", (self._binding,))
+            db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        elif version != _SCHEMA_VERSION or db.execute("SELECT binding FROM meta").fetchone() != (self._binding,):
+            raise _Stale
+        db.execute("COMMIT")
+
+    def _forget_cache(self) -> None:
+        self._db.close()
+        self._remove_files()
+        self._db = self._open()
+
+    def _remove_files(self) -> None:
+        assert self._cache is not None
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._cache}{suffix}").unlink(missing_ok=True)
+
+
+class _Stale(Exception):
+    """The cache belongs to another repository or to another version of this program."""
+
+
+def _location(row: tuple[bytes, int, int, int, int, bytes]) -> Location:
+    blob_id, kind, offset, length, raw_length, pack = row
+    return Location(pack.hex(), PackedBlob(_KINDS[kind], blob_id, offset, length, raw_length))
+
+
+def _batches(ids: Iterable[bytes]) -> Iterator[list[bytes]]:
+    iterator = iter(ids)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

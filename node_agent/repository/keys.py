@@ -1,0 +1,116 @@
+"""Key files: the master key, sealed by a password. Opening tries each; the file's name proves its content.
+
+A repository holds few keys: stock restic gives up after twenty, we make sixteen at most.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import pwd
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import getuid, uname, urandom
+
+from node_agent.errors import DamagedError, ObjectMissing, RepositoryError, RepositoryMissing, WrongPassword
+from node_agent.repository.backend.base import Backend, Kind
+from node_agent.repository.crypto import OWN_SCRYPT, SALT_SIZE, Key, ScryptParams, Unauthenticated, key_from_password
+from node_agent.repository.rfc3339 import format_ns, from_datetime
+
+MAX_OWN_KEYS = 16
+_MAX_TRIED = 20
+_MAX_FILE = 64 << 10
+
+
+class _BadKeyFile(Exception):
+    """The file is no key file, or asks for what we refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedKey:
+    name: str
+    master: Key
+
+
+def open_master_key(backend: Backend, password: str) -> OpenedKey:
+    """The master key. Raises RepositoryMissing, WrongPassword, DamagedError (naming the key file)."""
+    names = sorted(info.name for info in backend.list(Kind.KEY))
+    if not names:
+        raise RepositoryMissing(f"There is no repository at {backend.url}: it holds no keys.")
+    damaged: list[str] = []
+    for name in names[:_MAX_TRIED]:
+        try:
+            content = backend.get(Kind.KEY, name, length=_MAX_FILE)
+        except ObjectMissing:
+            continue  # a key removed just now
+        try:
+            return OpenedKey(name, _open(content, password))
+        except Unauthenticated:
+            # A flipped salt looks like a wrong password; the name tells them apart.
+            if hashlib.sha256(content).hexdigest() != name:
+                damaged.append(f"key {name} is damaged: its name is not the SHA-256 of its content")
+        except _BadKeyFile as error:
+            damaged.append(f"key {name} is damaged: {error}")
+    if len(damaged) == len(names):
+        raise DamagedError(
+            f"No key of the repository can be used: {'; '.join(damaged)}.",
+            hint="Put the key file from the recovery kit back in place.",
+        )
+    raise WrongPassword(f"{WrongPassword.default_message} {'; '.join(damaged)}".strip() if damaged else None)
+
+
+def add_key(backend: Backend, master: Key, password: str, params: ScryptParams = OWN_SCRYPT) -> str:
+    """Store the master key once more under another password; proven to open before it is stored."""
+    if sum(1 for _ in backend.list(Kind.KEY)) >= MAX_OWN_KEYS:
+        raise RepositoryError(
+            f"The repository has {MAX_OWN_KEYS} keys already.", hint="Remove a key that is no longer needed."
+        )
+    salt = urandom(SALT_SIZE)
+    data = bytes(key_from_password(password, salt, params).seal(master.to_json()))
+    content = json.dumps(
+        {
+            "created": format_ns(from_datetime(datetime.now(UTC))),
+            "username": _username(),
+            "hostname": uname().nodename,
+            "kdf": "scrypt",
+            "N": params.n,
+            "r": params.r,
+            "p": params.p,
+            "salt": base64.b64encode(salt).decode(),
+            "data": base64.b64encode(data).decode(),
+        },
+        separators=(",", ":"),
+    ).encode()
+    if _open(content, password) != master:
+        raise RepositoryError("A new key did not open again; nothing was stored.")
+    name = hashlib.sha256(content).hexdigest()
+    backend.put(Kind.KEY, name, [content])
+    return name
+
+
+def _open(content: bytes, password: str) -> Key:
+    try:
+        value = json.loads(content)
+        if value["kdf"] != "scrypt":
+            raise _BadKeyFile(f"its key derivation {value['kdf']!r} is unknown")
+        params = ScryptParams(int(value["N"]), int(value["r"]), int(value["p"]))
+        salt, data = (base64.b64decode(value[field], validate=True) for field in ("salt", "data"))
+        user_key = key_from_password(password, salt, params)
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise _BadKeyFile("it is not a key file") from error
+    except ValueError as error:
+        raise _BadKeyFile(str(error)) from error
+    plain = user_key.open(data)
+    try:
+        return Key.from_json(plain)
+    except ValueError as error:
+        raise _BadKeyFile("its content is not a key") from error
+
+
+def _username() -> str:
+    try:
+        return pwd.getpwuid(getuid()).pw_name
+    except KeyError:
+        return str(getuid())

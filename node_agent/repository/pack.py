@@ -1,0 +1,167 @@
+"""Pack files: sealed blobs one after the other, then the sealed header, then the header's length.
+
+    blob … blob  header  length-of-sealed-header (uint32, little endian)
+
+The header has one entry for each blob, in order; offsets are the running sum of lengths:
+
+    type (1)  stored length (4)  [uncompressed length (4), types 2 and 3 only]  SHA-256 of the content (32)
+    type 0 data, 1 tree, 2 compressed data, 3 compressed tree
+
+A pack holds data or trees, never both; its name is the SHA-256 of the whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from node_agent.errors import DamagedError
+from node_agent.repository.backend.base import Backend, Buffer, Kind
+from node_agent.repository.compression import NotCompressed, decompress
+from node_agent.repository.crypto import OVERHEAD, Key, Unauthenticated
+
+TARGET_SIZE = 16 << 20
+MAX_SIZE = 128 << 20
+MAX_HEADER = 16 << 20
+
+_PLAIN = struct.Struct("<BI32s")
+_COMPRESSED = struct.Struct("<BII32s")
+_LENGTH = struct.Struct("<I")
+MAX_ENTRIES = 50_000  # the header could hold seven times as many, an index file should not
+_FIXED = OVERHEAD + _LENGTH.size
+_EAGER = 16 << 10  # read with the length, so that most headers cost one request
+MAX_BLOB = MAX_SIZE - MAX_HEADER
+
+
+class BlobKind(StrEnum):
+    DATA = "data"
+    TREE = "tree"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBlob:
+    """Where a blob lies in its pack. ``raw_length`` is 0 for a blob that is stored uncompressed."""
+
+    kind: BlobKind
+    id: bytes
+    offset: int
+    length: int  # sealed
+    raw_length: int
+
+    @property
+    def size(self) -> int:
+        """Length of the content."""
+        return self.raw_length or self.length - OVERHEAD
+
+
+@dataclass(slots=True)
+class PackBuilder:
+    """Collects sealed blobs of one kind in memory. Not thread-safe."""
+
+    kind: BlobKind
+    blobs: list[PackedBlob] = field(default_factory=list)
+    parts: list[Buffer] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, blob_id: bytes, sealed: Buffer, raw_length: int) -> None:
+        self.blobs.append(PackedBlob(self.kind, blob_id, self.size, len(sealed), raw_length))
+        self.parts.append(sealed)
+        self.size += len(sealed)
+
+    def fits(self, length: int) -> bool:
+        header = _FIXED + (len(self.blobs) + 1) * _COMPRESSED.size
+        return len(self.blobs) < MAX_ENTRIES and self.size + length + header <= MAX_SIZE
+
+    @property
+    def full(self) -> bool:
+        return self.size >= TARGET_SIZE or len(self.blobs) >= MAX_ENTRIES
+
+    def finish(self, key: Key) -> tuple[str, list[Buffer]]:
+        """The pack's name and its bytes in parts; the header is opened again and compared."""
+        header = key.seal(encode_header(self.blobs))
+        if decode_header(key.open(header)) != self.blobs:
+            raise DamagedError("A new pack's header did not read back as it was written; nothing was stored.")
+        parts = [*self.parts, header, _LENGTH.pack(len(header))]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return digest.hexdigest(), parts
+
+
+def encode_header(blobs: Sequence[PackedBlob]) -> bytes:
+    out = bytearray()
+    for blob in blobs:
+        tree = blob.kind is BlobKind.TREE
+        if blob.raw_length:
+            out += _COMPRESSED.pack(2 + tree, blob.length, blob.raw_length, blob.id)
+        else:
+            out += _PLAIN.pack(0 + tree, blob.length, blob.id)
+    return bytes(out)
+
+
+def decode_header(header: bytes) -> list[PackedBlob]:
+    """Raises ValueError."""
+    blobs: list[PackedBlob] = []
+    position = offset = 0
+    try:
+        while position < len(header):
+            code = header[position]
+            if code > 3:
+                raise ValueError(f"entry of unknown type {code}")
+            if code & 2:
+                _, length, raw_length, blob_id = _COMPRESSED.unpack_from(header, position)
+                position += _COMPRESSED.size
+            else:
+                _, length, blob_id = _PLAIN.unpack_from(header, position)
+                raw_length = 0
+                position += _PLAIN.size
+            blobs.append(PackedBlob(BlobKind.TREE if code & 1 else BlobKind.DATA, blob_id, offset, length, raw_length))
+            offset += length
+    except struct.error as error:
+        raise ValueError("entry is cut off") from error
+    return blobs
+
+
+def pack_size(blobs: Sequence[PackedBlob]) -> int:
+    """Size of the pack file that holds exactly these blobs."""
+    entries = sum(_COMPRESSED.size if blob.raw_length else _PLAIN.size for blob in blobs)
+    return sum(blob.length for blob in blobs) + entries + _FIXED
+
+
+def read_header(backend: Backend, key: Key, name: str, size: int) -> list[PackedBlob]:
+    """The blobs that a stored pack says it holds. Raises DamagedError (naming the pack), ObjectMissing."""
+    eager = min(size, _EAGER)
+    tail = backend.get(Kind.PACK, name, size - eager, eager)
+    if len(tail) != eager or eager <= _FIXED:
+        raise DamagedError(f"pack {name} is damaged: it is cut off.")
+    sealed_length = _LENGTH.unpack(tail[-_LENGTH.size :])[0]
+    if not OVERHEAD < sealed_length <= min(MAX_HEADER, size - _LENGTH.size):
+        raise DamagedError(f"pack {name} is damaged: its header's length {sealed_length} is impossible.")
+    whole = sealed_length + _LENGTH.size
+    if whole > eager:
+        tail = backend.get(Kind.PACK, name, size - whole, whole)
+    try:
+        blobs = decode_header(key.open(tail[len(tail) - whole : -_LENGTH.size]))
+    except (Unauthenticated, ValueError) as error:
+        raise DamagedError(f"pack {name} is damaged: its header cannot be read ({error}).") from error
+    if sum(blob.length for blob in blobs) + whole != size:
+        raise DamagedError(f"pack {name} is damaged: its size does not match its header.")
+    return blobs
+
+
+def open_blob(key: Key, pack: str, blob: PackedBlob, sealed: Buffer) -> bytes:
+    """The blob's content: authenticated, decompressed, hash proven. Raises DamagedError (pack and blob)."""
+    try:
+        if len(sealed) != blob.length:
+            raise Unauthenticated(f"only {len(sealed)} of {blob.length} bytes are there")
+        plain = key.open(sealed)
+        if blob.raw_length:
+            plain = decompress(plain, length=blob.raw_length)
+    except (Unauthenticated, NotCompressed) as error:
+        raise DamagedError(f"pack {pack} is damaged at {blob.kind} blob {blob.id.hex()}: {error}.") from error
+    if hashlib.sha256(plain).digest() != blob.id:
+        raise DamagedError(f"pack {pack} is damaged at {blob.kind} blob {blob.id.hex()}: the content is another.")
+    return plain

@@ -1,0 +1,114 @@
+"""Loading blobs: found by the index, read in few ranged requests, authenticated, decompressed, hash proven."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from node_agent.errors import DamagedError, ObjectMissing
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.index import Index, Location
+from node_agent.repository.pack import BlobKind, PackedBlob, open_blob
+from node_agent.repository.sealed import SealedFiles
+
+_BATCH = 4096
+_MAX_RUN = 4 << 20  # bytes of one ranged read, unless one blob is larger
+_MAX_GAP = 256 << 10  # unwanted bytes that are cheaper to read than to skip
+_WORKERS = 2
+_AHEAD = 6  # runs in flight, so that memory stays below some 50 MiB
+
+Loaded = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class _Run:
+    """Neighbouring blobs of one pack, read at once."""
+
+    pack: str
+    blobs: list[PackedBlob]
+
+    @property
+    def offset(self) -> int:
+        return self.blobs[0].offset
+
+    @property
+    def end(self) -> int:
+        return self.blobs[-1].offset + self.blobs[-1].length
+
+
+class BlobReader:
+    def __init__(self, files: SealedFiles, index: Index) -> None:
+        self._files = files
+        self._index = index
+
+    def load(self, kind: BlobKind, blob_id: bytes) -> bytes:
+        """One blob. Tries every copy that the index lists. Raises DamagedError (pack and blob)."""
+        failure = DamagedError(f"{kind} blob {blob_id.hex()} is missing: no index file names it.")
+        for location in self._index.locations(kind, blob_id):
+            try:
+                return self._load_from(location)
+            except DamagedError as error:
+                failure = error
+        raise failure
+
+    def load_many(self, kind: BlobKind, ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Each id once with its content, grouped by pack, in no order. Raises DamagedError."""
+        wanted = iter(ids)
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="load") as pool:
+            pending: deque[Future[Loaded]] = deque()
+            try:
+                while batch := set(islice(wanted, _BATCH)):
+                    for run in self._plan(kind, batch):
+                        pending.append(pool.submit(self._load_run, run))
+                        if len(pending) >= _AHEAD:
+                            yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _plan(self, kind: BlobKind, ids: set[bytes]) -> list[_Run]:
+        found = self._index.locate(kind, sorted(ids))
+        if absent := ids - found.keys():
+            raise DamagedError(f"{kind} blob {min(absent).hex()} is missing: no index file names it.")
+        runs: list[_Run] = []
+        for location in sorted((places[0] for places in found.values()), key=lambda p: (p.pack, p.blob.offset)):
+            run = runs[-1] if runs else None
+            blob = location.blob
+            if (
+                run is not None
+                and run.pack == location.pack
+                and blob.offset - run.end <= _MAX_GAP
+                and blob.offset + blob.length - run.offset <= _MAX_RUN
+            ):
+                run.blobs.append(blob)
+            else:
+                runs.append(_Run(location.pack, [blob]))
+        return runs
+
+    def _load_run(self, run: _Run) -> Loaded:
+        try:
+            data = memoryview(self._files.backend.get(Kind.PACK, run.pack, run.offset, run.end - run.offset))
+        except ObjectMissing:
+            return [(blob.id, self.load(blob.kind, blob.id)) for blob in run.blobs]  # perhaps there are other copies
+        loaded: Loaded = []
+        for blob in run.blobs:
+            start = blob.offset - run.offset
+            try:
+                content = open_blob(self._files.key, run.pack, blob, data[start : start + blob.length])
+            except DamagedError:
+                content = self.load(blob.kind, blob.id)
+            loaded.append((blob.id, content))
+        return loaded
+
+    def _load_from(self, location: Location) -> bytes:
+        blob = location.blob
+        try:
+            sealed = self._files.backend.get(Kind.PACK, location.pack, blob.offset, blob.length)
+        except ObjectMissing as error:
+            raise DamagedError(f"pack {location.pack} is missing; it held {blob.kind} blob {blob.id.hex()}.") from error
+        return open_blob(self._files.key, location.pack, blob, sealed)

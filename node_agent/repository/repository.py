@@ -1,0 +1,267 @@
+"""A repository: one face over store, keys, locks, index and blobs.
+
+Typical use::
+
+    repo = Repository.open(open_backend("/srv/backup"), password, cache_dir=Path("/var/cache/brs"))
+    with repo.lock() as lock:
+        repo.load_index()
+        with repo.writer(progress) as writer:
+            saved = writer.save(BlobKind.DATA, content)
+        save_snapshot(repo, lock, snapshot)
+
+Every write needs a lock that is held and fresh; without one it is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from node_agent.errors import (
+    BackendReadOnly,
+    DamagedError,
+    ObjectMissing,
+    RepositoryError,
+    RepositoryExists,
+    RepositoryMissing,
+    RepositoryUnsupported,
+)
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import CONFIG_NAME, Backend, Kind
+from node_agent.repository.chunking import Chunker
+from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams
+from node_agent.repository.index import Index
+from node_agent.repository.keys import add_key, open_master_key
+from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock
+from node_agent.repository.pack import BlobKind
+from node_agent.repository.polynomial import random_polynomial
+from node_agent.repository.reader import BlobReader
+from node_agent.repository.sealed import SealedFiles
+from node_agent.repository.writer import BlobWriter, Saved
+
+__all__ = ["BlobKind", "BlobWriter", "Config", "Lock", "LockHolder", "Repository", "Saved"]
+
+_ID = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    version: int
+    id: str
+    polynomial: int
+
+    def to_json(self) -> bytes:
+        value = {"version": self.version, "id": self.id, "chunker_polynomial": f"{self.polynomial:x}"}
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, plain: bytes) -> Config:
+        """Raises DamagedError, RepositoryUnsupported."""
+        try:
+            value = json.loads(plain)
+            config = cls(int(value["version"]), str(value["id"]), int(value["chunker_polynomial"], 16))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"config is damaged: {error!r}.") from error
+        if config.version not in (1, 2):
+            raise RepositoryUnsupported(f"The repository has format version {config.version}; known are 1 and 2.")
+        return config
+
+
+class Repository:
+    def __init__(
+        self,
+        files: SealedFiles,
+        config: Config,
+        holder: LockHolder,
+        cache: Path | None,
+        binding: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.files = files
+        self.config = config
+        self.id = config.id
+        self.read_only = config.version < 2
+        self.clock = clock
+        self._locks = Locks(files, holder, config.id, clock)
+        self._binding = binding
+        self._cache = cache
+        self._index: Index | None = None
+        self._held: list[Lock] = []
+
+    @classmethod
+    def init(
+        cls, backend: Backend, password: str, *, repository_id: str | None = None, scrypt: ScryptParams = OWN_SCRYPT
+    ) -> Repository:
+        """Make a repository. Raises RepositoryExists; a forerunner killed half-way is no obstacle."""
+        if repository_id is not None and not _ID.match(repository_id):
+            raise ValueError("a repository's id is 64 hex digits")
+        backend.create()
+        _clear_unfinished_init(backend)
+        config = Config(2, repository_id or secrets.token_hex(32), random_polynomial())
+        master = Key.random()
+        key_name = add_key(backend, master, password, scrypt)
+        try:
+            SealedFiles(backend, master).save(Kind.CONFIG, config.to_json())  # last: from here on it is a repository
+        except RepositoryExists:
+            backend.delete(Kind.KEY, key_name)
+            raise
+        return cls.open(backend, password)
+
+    @classmethod
+    def open(
+        cls,
+        backend: Backend,
+        password: str,
+        *,
+        cache_dir: Path | None = None,
+        holder: LockHolder | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Repository:
+        """Raises RepositoryMissing, WrongPassword, DamagedError, RepositoryUnsupported.
+
+        ``cache_dir`` keeps the index between runs; without ``holder`` it keeps the journal of locks too.
+        """
+        try:
+            sealed = backend.get(Kind.CONFIG, CONFIG_NAME)
+        except ObjectMissing as error:
+            raise RepositoryMissing(f"There is no repository at {backend.url}: it has no config.") from error
+        master = open_master_key(backend, password).master
+        config = Config.from_json(SealedFiles(backend, master).unseal(Kind.CONFIG, CONFIG_NAME, sealed))
+        files = SealedFiles(backend, master, config.version)
+        if holder is None:
+            holder = LockHolder.for_command_line(cache_dir / "locks" if cache_dir else None)
+        cache = cache_dir / f"{config.id[:32]}.index.sqlite" if cache_dir else None
+        return cls(files, config, holder, cache, f"{config.id} {hashlib.sha256(sealed).hexdigest()}", clock)
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    @property
+    def backend(self) -> Backend:
+        return self.files.backend
+
+    @contextlib.contextmanager
+    def lock(self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False) -> Iterator[Lock]:
+        """Hold a lock, refreshed in the background. Raises RepositoryLocked.
+
+        With ``read_only_ok`` a store that cannot be written is read without a lock.
+        """
+        try:
+            lock = self._locks.acquire(exclusive=exclusive, wait_s=wait_s)
+        except BackendReadOnly:
+            if not read_only_ok or exclusive:
+                raise
+            lock = NoLock()
+        self._held.append(lock)
+        try:
+            yield lock
+        finally:
+            self._held.remove(lock)
+            lock.release()
+
+    def clear_dead_locks(self) -> int:
+        """Remove locks of our own killed processes; :meth:`lock` does so by itself."""
+        return self._locks.clear_dead()
+
+    def guard(self, *, prove: bool = False) -> None:
+        """Raises unless this repository may be written now: version 2, and a lock held and fresh.
+
+        With ``prove`` the lock's file must still be in the store, too: before what cannot be taken back.
+        """
+        if self.read_only:
+            raise RepositoryUnsupported("A repository of format version 1 is only read.")
+        if not self._held:
+            raise RepositoryError("Writing needs a lock, and none is held.")
+        for lock in self._held:
+            lock.prove() if prove else lock.check()
+
+    @property
+    def index(self) -> Index:
+        if self._index is None:
+            self.load_index()
+        assert self._index is not None
+        return self._index
+
+    def load_index(self) -> None:
+        """Bring the index up to date with the store; to be called after the lock was taken. Raises DamagedError."""
+        if self._index is None:
+            self._index = Index(self.files, self._binding, self._cache)
+        self._index.refresh()
+
+    def has(self, kind: BlobKind, blob_id: bytes) -> bool:
+        return self.index.has(kind, blob_id)
+
+    def missing(self, kind: BlobKind, ids: Iterable[bytes]) -> set[bytes]:
+        """Those of ``ids`` that the index does not list; much quicker than asking one by one."""
+        return self.index.missing(kind, ids)
+
+    def blob_size(self, kind: BlobKind, blob_id: bytes) -> int | None:
+        """Uncompressed length; None for a blob that is not there."""
+        locations = self.index.locations(kind, blob_id)
+        return locations[0].blob.size if locations else None
+
+    def blob_sizes(self, kind: BlobKind, ids: Iterable[bytes]) -> dict[bytes, int]:
+        """Uncompressed lengths of many blobs; those that are not there are left out."""
+        found = self.index.locate(kind, list(dict.fromkeys(ids)))
+        return {blob_id: places[0].blob.size for blob_id, places in found.items()}
+
+    def load_blob(self, kind: BlobKind, blob_id: bytes) -> bytes:
+        """Authenticated, decompressed, hash proven; other copies are tried. Raises DamagedError (pack and blob)."""
+        return BlobReader(self.files, self.index).load(kind, blob_id)
+
+    def load_blobs(self, kind: BlobKind, ids: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Each id once with its content, in no order; grouped by pack, decoded on threads ahead of the caller."""
+        return BlobReader(self.files, self.index).load_many(kind, ids)
+
+    def writer(
+        self, progress: Progress, *, compression: str = "auto", workers: int = 2, verify_write: bool = False
+    ) -> BlobWriter:
+        """A context manager; see :class:`BlobWriter`. Raises at once if nothing may be written."""
+        self.guard()
+        return BlobWriter(
+            self.files,
+            self.index,
+            self.guard,
+            progress,
+            compression=compression,
+            workers=workers,
+            verify_write=verify_write,
+        )
+
+    @cached_property
+    def chunker(self) -> Chunker:
+        return Chunker(self.files.key.derive("brs fastcdc gear"))
+
+    def add_key(self, password: str) -> str:
+        """Let another password open this repository. Returns the key's name."""
+        self.guard()
+        return add_key(self.backend, self.files.key, password)
+
+
+def _clear_unfinished_init(backend: Backend) -> None:
+    """Keys without a config are left by a killed init, if nothing else is there; otherwise hands off."""
+    if backend.exists(Kind.CONFIG, CONFIG_NAME):
+        raise RepositoryExists(f"There is already a repository at {backend.url}.")
+    if any(next(iter(backend.list(kind)), None) for kind in (Kind.SNAPSHOT, Kind.INDEX, Kind.PACK)):
+        raise RepositoryExists(
+            f"At {backend.url} are data of a repository whose config is missing.",
+            hint="Put the config from the recovery kit back in place, or choose an empty folder.",
+        )
+    for info in list(backend.list(Kind.KEY)):
+        backend.delete(Kind.KEY, info.name)

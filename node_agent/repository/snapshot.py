@@ -1,0 +1,238 @@
+"""Snapshots: one file each, names a tree and what it is of. It is written last, after all that it needs.
+
+What BRS means by a snapshot lies in ``tags`` (``brs.…``) and in the tree, never in further fields: stock restic drops
+fields it does not know when it rewrites a snapshot. ``hostname`` and ``paths`` identify the workload, because restic's
+forget groups by them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from node_agent.errors import DamagedError, ObjectMissing, SnapshotNotFound
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.repository import BlobKind, Lock, Repository
+from node_agent.repository.rfc3339 import format_ns, from_datetime, parse_ns, to_datetime
+from node_agent.repository.sealed import describe
+
+PARTIAL_TAG = "brs.partial"
+PROGRAM_VERSION = "brs 0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    time: datetime  # aware
+    tree: str  # hex, as all ids of files
+    paths: Sequence[str]
+    hostname: str = ""
+    username: str = ""
+    uid: int = 0
+    gid: int = 0
+    tags: Sequence[str] = ()
+    excludes: Sequence[str] = ()
+    parent: str | None = None
+    original: str | None = None
+    program_version: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)  # restic's own statistics, read only
+    id: str = ""  # the file's name; empty before it is saved
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:8]
+
+    @property
+    def partial(self) -> bool:
+        return PARTIAL_TAG in self.tags
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of restic's file, in its order, those that are empty left out."""
+        value: dict[str, Any] = {"time": format_ns(from_datetime(self.time))}
+        if self.parent:
+            value["parent"] = self.parent
+        value |= {"tree": self.tree, "paths": list(self.paths)}
+        optional = {
+            "hostname": self.hostname,
+            "username": self.username,
+            "uid": self.uid,
+            "gid": self.gid,
+            "excludes": list(self.excludes),
+            "tags": list(self.tags),
+            "original": self.original,
+            "program_version": self.program_version,
+            "summary": self.summary,
+        }
+        return value | {name: content for name, content in optional.items() if content}
+
+    def describe_json(self) -> dict[str, Any]:
+        """As ``restic snapshots --json`` shows one."""
+        return self.to_json() | {"id": self.id, "short_id": self.short_id}
+
+
+def new_snapshot(
+    *,
+    time: datetime,
+    tree: str,
+    hostname: str,
+    paths: Sequence[str],
+    tags: Sequence[str] = (),
+    excludes: Sequence[str] = (),
+    parent: str | None = None,
+) -> Snapshot:
+    """A snapshot made by this process's user."""
+    return Snapshot(
+        time=time,
+        tree=tree,
+        paths=tuple(paths),
+        hostname=hostname,
+        username=_username(),
+        uid=os.getuid(),
+        gid=os.getgid(),
+        tags=tuple(tags),
+        excludes=tuple(excludes),
+        parent=parent,
+        program_version=PROGRAM_VERSION,
+    )
+
+
+def prove_content(repo: Repository, ids: Iterable[bytes], kind: BlobKind = BlobKind.DATA) -> None:
+    """Every id is listed by the store's index files as they are now. Raises DamagedError.
+
+    For block lists with inherited ids: a parent that was pruned meanwhile must not become a point with holes.
+    """
+    repo.load_index()
+    absent = repo.missing(kind, ids)
+    if absent:
+        raise DamagedError(
+            f"{len(absent)} {kind} blobs of the new snapshot are not in the repository, such as {min(absent).hex()}.",
+            hint="Run the backup again without a parent; it then reads everything.",
+        )
+
+
+def save_snapshot(repo: Repository, lock: Lock, snapshot: Snapshot) -> Snapshot:
+    """Store a snapshot whose data were flushed; durable on return. Returns it with its id.
+
+    Proves before: the lock is still in the store and fresh, the root tree is in the store's index as it is now.
+    """
+    repo.guard()
+    prove_content(repo, [bytes.fromhex(snapshot.tree)], BlobKind.TREE)
+    lock.prove()
+    content = json.dumps(snapshot.to_json(), separators=(",", ":"), ensure_ascii=False)
+    name = repo.files.save(Kind.SNAPSHOT, content.encode("utf-8", "replace"))
+    return replace(snapshot, id=name)
+
+
+def load_snapshot(repo: Repository, name: str) -> Snapshot:
+    """By its whole id. Raises SnapshotNotFound, DamagedError."""
+    try:
+        value = repo.files.load_json(Kind.SNAPSHOT, name)
+    except ObjectMissing as error:
+        raise SnapshotNotFound(f"There is no snapshot {name} in the repository.") from error
+    try:
+        return _decode(name, value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{describe(Kind.SNAPSHOT, name)} is damaged: {error!r}.") from error
+
+
+def list_snapshots(
+    repo: Repository,
+    *,
+    hosts: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    tags: Sequence[Sequence[str]] = (),
+) -> list[Snapshot]:
+    """The snapshots that match, oldest first. Raises DamagedError for one that cannot be read.
+
+    ``hosts``: any of them; ``paths``: all of them; ``tags``: at least one of the lists wholly.
+    """
+    found = []
+    for info in list(repo.backend.list(Kind.SNAPSHOT)):
+        try:
+            snapshot = load_snapshot(repo, info.name)
+        except SnapshotNotFound:
+            continue  # forgotten just now
+        if matches(snapshot, hosts=hosts, paths=paths, tags=tags):
+            found.append(snapshot)
+    return sorted(found, key=lambda snapshot: (snapshot.time, snapshot.id))
+
+
+def matches(
+    snapshot: Snapshot, *, hosts: Sequence[str] = (), paths: Sequence[str] = (), tags: Sequence[Sequence[str]] = ()
+) -> bool:
+    if hosts and snapshot.hostname not in hosts:
+        return False
+    if not set(paths) <= set(snapshot.paths):
+        return False
+    return not tags or any(set(wanted) <= set(snapshot.tags) for wanted in tags)
+
+
+def find_snapshot(
+    repo: Repository,
+    spec: str,
+    *,
+    hosts: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    tags: Sequence[Sequence[str]] = (),
+) -> Snapshot:
+    """``latest`` (of those that match the filters), a whole id, or the beginning of one. Raises SnapshotNotFound."""
+    if spec == "latest":
+        found = list_snapshots(repo, hosts=hosts, paths=paths, tags=tags)
+        if not found:
+            raise SnapshotNotFound("The repository holds no snapshot that matches.")
+        return found[-1]
+    names = [info.name for info in repo.backend.list(Kind.SNAPSHOT) if spec and info.name.startswith(spec)]
+    if not names:
+        raise SnapshotNotFound(f"There is no snapshot {spec} in the repository.")
+    if len(names) > 1:
+        raise SnapshotNotFound(f"{spec} is the beginning of {len(names)} snapshots' ids; give more of it.")
+    return load_snapshot(repo, names[0])
+
+
+def remove_snapshot(repo: Repository, name: str) -> None:
+    """Forget one; its data stay until they are pruned. Raises SnapshotNotFound, and RepositoryLocked if unlocked."""
+    repo.guard(prove=True)
+    if not repo.backend.exists(Kind.SNAPSHOT, name):
+        raise SnapshotNotFound(f"There is no snapshot {name} in the repository.")
+    repo.backend.delete(Kind.SNAPSHOT, name)
+
+
+def _decode(name: str, value: dict[str, Any]) -> Snapshot:
+    tree = str(value["tree"])
+    if len(bytes.fromhex(tree)) != 32:
+        raise ValueError("the tree's id is not 32 bytes")
+    return Snapshot(
+        id=name,
+        time=_datetime(value["time"]),
+        tree=tree,
+        paths=tuple(value.get("paths") or ()),
+        hostname=value.get("hostname", ""),
+        username=value.get("username", ""),
+        uid=value.get("uid", 0),
+        gid=value.get("gid", 0),
+        tags=tuple(value.get("tags") or ()),
+        excludes=tuple(value.get("excludes") or ()),
+        parent=value.get("parent"),
+        original=value.get("original"),
+        program_version=value.get("program_version", ""),
+        summary=value.get("summary") or {},
+    )
+
+
+def _datetime(text: str) -> datetime:
+    """In UTC. Years that datetime cannot hold become the nearest it can."""
+    try:
+        return to_datetime(parse_ns(text))
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
+
+
+def _username() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -1,0 +1,251 @@
+"""Trees: the entries of one directory, as restic's JSON. Names and link targets are bytes, times nanoseconds.
+
+The JSON is written byte for byte as Go writes it (order of fields, left-out zero values, ``<>&`` escaped), with the
+entries ordered by the raw bytes of their names, so that an unchanged directory is the same blob whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from node_agent.errors import DamagedError
+from node_agent.repository.go_quote import decode_name, encode_name
+from node_agent.repository.repository import BlobKind, Repository
+from node_agent.repository.rfc3339 import format_ns, parse_ns
+
+__all__ = ["Node", "decode_tree", "encode_tree", "from_go_mode", "go_mode", "load_tree", "node_type", "walk"]
+
+FILE, DIR, SYMLINK, DEV, CHARDEV, FIFO, SOCKET = "file", "dir", "symlink", "dev", "chardev", "fifo", "socket"
+
+# Go's os.FileMode: permission bits as in Unix, everything else elsewhere.
+_GO_DIR, _GO_SYMLINK, _GO_DEVICE, _GO_PIPE = 1 << 31, 1 << 27, 1 << 26, 1 << 25
+_GO_SOCKET, _GO_SETUID, _GO_SETGID, _GO_CHAR, _GO_STICKY = 1 << 24, 1 << 23, 1 << 22, 1 << 21, 1 << 20
+
+_TYPES: tuple[tuple[int, str, int], ...] = (  # st_mode's type, restic's name, Go's bits
+    (stat.S_IFREG, FILE, 0),
+    (stat.S_IFDIR, DIR, _GO_DIR),
+    (stat.S_IFLNK, SYMLINK, _GO_SYMLINK),
+    (stat.S_IFBLK, DEV, _GO_DEVICE),
+    (stat.S_IFCHR, CHARDEV, _GO_DEVICE | _GO_CHAR),
+    (stat.S_IFIFO, FIFO, _GO_PIPE),
+    (stat.S_IFSOCK, SOCKET, _GO_SOCKET),
+)
+_SPECIAL = ((stat.S_ISUID, _GO_SETUID), (stat.S_ISGID, _GO_SETGID), (stat.S_ISVTX, _GO_STICKY))
+
+_HTML = re.compile("[<>&\u2028\u2029]")
+
+
+@dataclass(slots=True)
+class Node:
+    """One entry of a directory. ``content`` belongs to files, ``subtree`` to directories."""
+
+    name: bytes
+    type: str  # file dir symlink dev chardev fifo socket
+    mode: int = 0  # Go's FileMode, see go_mode
+    mtime: int = 0  # nanoseconds since the epoch, as atime and ctime
+    atime: int = 0
+    ctime: int = 0
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    group: str = ""
+    inode: int = 0
+    device_id: int = 0  # st_dev; with inode it joins hard links, unique within one snapshot
+    size: int = 0
+    links: int = 0
+    linktarget: bytes = b""
+    xattrs: list[tuple[str, bytes]] = field(default_factory=list)
+    generic_attributes: dict[str, Any] = field(default_factory=dict)  # of other systems; kept as they are
+    device: int = 0  # st_rdev of devices
+    content: list[bytes] = field(default_factory=list)
+    subtree: bytes | None = None
+    error: str = ""
+
+    @property
+    def is_dir(self) -> bool:
+        return self.type == DIR
+
+    @property
+    def is_file(self) -> bool:
+        return self.type == FILE
+
+    @property
+    def st_mode(self) -> int:
+        """The mode as Unix has it, type included."""
+        return from_go_mode(self.mode)
+
+
+def go_mode(st_mode: int) -> int:
+    bits = st_mode & 0o777
+    for unix, go in _SPECIAL:
+        if st_mode & unix:
+            bits |= go
+    return bits | next((go for unix, _, go in _TYPES if stat.S_IFMT(st_mode) == unix), 0)
+
+
+def from_go_mode(mode: int) -> int:
+    bits = mode & 0o777
+    for unix, go in _SPECIAL:
+        if mode & go:
+            bits |= unix
+    kind = mode & (_GO_DIR | _GO_SYMLINK | _GO_DEVICE | _GO_CHAR | _GO_PIPE | _GO_SOCKET)
+    return bits | next((unix for unix, _, go in _TYPES if go == kind), 0)
+
+
+def node_type(st_mode: int) -> str:
+    """restic's name of a file type; empty for one it does not know."""
+    return next((name for unix, name, _ in _TYPES if stat.S_IFMT(st_mode) == unix), "")
+
+
+def encode_tree(nodes: Iterable[Node]) -> bytes:
+    """The tree blob's content. Raises ValueError for duplicate names and names no directory can hold."""
+    ordered = sorted(nodes, key=lambda node: node.name)
+    for before, after in pairwise(ordered):
+        if before.name == after.name:
+            raise ValueError(f"the name {before.name!r} occurs twice")
+    return ('{"nodes":[' + ",".join(map(_encode_node, ordered)) + "]}\n").encode("utf-8", "replace")
+
+
+def decode_tree(content: bytes) -> list[Node]:
+    """The entries in the order they have. Raises ValueError. Names are not judged: who restores must do so."""
+    value = json.loads(content)
+    try:
+        return [_decode_node(node) for node in value["nodes"] or ()]
+    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise ValueError(f"not a tree: {error!r}") from error
+
+
+def load_tree(repo: Repository, tree_id: bytes) -> list[Node]:
+    """Raises DamagedError (naming the tree)."""
+    content = repo.load_blob(BlobKind.TREE, tree_id)
+    try:
+        return decode_tree(content)
+    except ValueError as error:
+        raise DamagedError(f"tree {tree_id.hex()} is damaged: {error}.") from error
+
+
+def walk(repo: Repository, tree_id: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, Node]]:
+    """Every entry below a tree with its path (``prefix/name``), directories before their content."""
+    stack: list[tuple[bytes, Iterator[Node]]] = [(prefix, iter(load_tree(repo, tree_id)))]
+    while stack:
+        folder, entries = stack[-1]
+        node = next(entries, None)
+        if node is None:
+            stack.pop()
+            continue
+        path = folder + b"/" + node.name
+        yield path, node
+        if node.subtree is not None:
+            stack.append((path, iter(load_tree(repo, node.subtree))))
+
+
+def _encode_node(node: Node) -> str:
+    if not node.name or node.name in (b".", b"..") or b"/" in node.name or b"\0" in node.name:
+        raise ValueError(f"{node.name!r} cannot be the name of a file")
+    parts = [f'"name":{_string(encode_name(node.name))}', f'"type":"{node.type}"']
+    _add(parts, "mode", node.mode)
+    parts += [
+        f'"mtime":"{format_ns(node.mtime)}"',
+        f'"atime":"{format_ns(node.atime)}"',
+        f'"ctime":"{format_ns(node.ctime)}"',
+        f'"uid":{node.uid}',
+        f'"gid":{node.gid}',
+    ]
+    _add(parts, "user", node.user)
+    _add(parts, "group", node.group)
+    _add(parts, "inode", node.inode)
+    _add(parts, "device_id", node.device_id)
+    _add(parts, "size", node.size)
+    _add(parts, "links", node.links)
+    if node.linktarget:
+        parts += _encode_linktarget(node.linktarget)
+    if node.xattrs:
+        parts.append('"extended_attributes":[' + ",".join(_encode_xattr(*xattr) for xattr in node.xattrs) + "]")
+    if node.generic_attributes:
+        raw = json.dumps(node.generic_attributes, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        parts.append(f'"generic_attributes":{_html_safe(raw)}')
+    _add(parts, "device", node.device)
+    parts.append(f'"content":{_encode_content(node)}')
+    if node.subtree is not None:
+        parts.append(f'"subtree":"{node.subtree.hex()}"')
+    _add(parts, "error", node.error)
+    return "{" + ",".join(parts) + "}"
+
+
+def _encode_content(node: Node) -> str:
+    if node.type != FILE:
+        return "null"
+    return (
+        '["' + '","'.join(map(bytes.hex, node.content)) + '"]' if node.content else "[]"
+    )  # null: restic's check fails
+
+
+def _encode_linktarget(target: bytes) -> list[str]:
+    try:
+        return [f'"linktarget":{_string(target.decode())}']
+    except UnicodeDecodeError:
+        raw = base64.b64encode(target).decode()
+        return [f'"linktarget":{_string(target.decode("utf-8", "replace"))}', f'"linktarget_raw":"{raw}"']
+
+
+def _encode_xattr(name: str, value: bytes) -> str:
+    encoded = f'"{base64.b64encode(value).decode()}"' if value else "null" if value is None else '""'
+    return f'{{"name":{_string(name)},"value":{encoded}}}'
+
+
+def _add(parts: list[str], name: str, value: int | str) -> None:
+    """A field that Go leaves out when it is zero."""
+    if value:
+        parts.append(f'"{name}":{value if isinstance(value, int) else _string(value)}')
+
+
+def _string(text: str) -> str:
+    return _html_safe(json.dumps(text, ensure_ascii=False))
+
+
+def _html_safe(text: str) -> str:
+    return _HTML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _decode_node(value: dict[str, Any]) -> Node:
+    raw_target = value.get("linktarget_raw")
+    return Node(
+        name=decode_name(value["name"]),
+        type=value.get("type", ""),
+        mode=value.get("mode", 0),
+        mtime=parse_ns(value["mtime"]) if "mtime" in value else 0,
+        atime=parse_ns(value["atime"]) if "atime" in value else 0,
+        ctime=parse_ns(value["ctime"]) if "ctime" in value else 0,
+        uid=value.get("uid", 0),
+        gid=value.get("gid", 0),
+        user=value.get("user", ""),
+        group=value.get("group", ""),
+        inode=value.get("inode", 0),
+        device_id=value.get("device_id", 0),
+        size=value.get("size", 0),
+        links=value.get("links", 0),
+        linktarget=base64.b64decode(raw_target)
+        if raw_target
+        else value.get("linktarget", "").encode("utf-8", "replace"),
+        xattrs=[(x["name"], base64.b64decode(x["value"] or "")) for x in value.get("extended_attributes") or ()],
+        generic_attributes=value.get("generic_attributes") or {},
+        device=value.get("device", 0),
+        content=_ids(value.get("content") or ()),
+        subtree=_ids([value["subtree"]])[0] if value.get("subtree") else None,
+        error=value.get("error", ""),
+    )
+
+
+def _ids(values: Sequence[str]) -> list[bytes]:
+    ids = list(map(bytes.fromhex, values))
+    if any(len(blob_id) != 32 for blob_id in ids):
+        raise ValueError("an id is not 32 bytes")
+    return ids

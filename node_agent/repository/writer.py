@@ -1,0 +1,281 @@
+"""Storing blobs: hash, known?, compress, seal, pack, write; on threads, with bounded memory.
+
+Order on the store, which is all that a crash can cut: a pack is durable before an index file names it; index files are
+written when 50,000 blobs wait, when ten minutes have passed, and by :meth:`BlobWriter.flush`. A snapshot is none of
+this module's business: whoever writes one flushes first. What a killed run leaves are packs that no index names, and
+packs that one does: the next run finds those known and goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from node_agent.errors import BrsError, RepositoryError
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import Buffer, Kind
+from node_agent.repository.compression import compress, level_of
+from node_agent.repository.index import Index
+from node_agent.repository.index_file import MAX_AGE_S, MAX_BLOBS, PackEntry, save_index_file
+from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
+from node_agent.repository.sealed import SealedFiles
+
+logger = logging.getLogger(__name__)
+
+BYTES_IN_FLIGHT = 64 << 20
+_PACKS_IN_FLIGHT = 3
+_TREE_LEVEL = 3
+_SAMPLE = 4  # of 256: this share of data blobs is opened again after sealing
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    id: bytes
+    new: bool
+    stored_bytes: int  # sealed size in the pack; 0 if the blob was known
+
+
+class _ByteBudget:
+    """Counts bytes in flight; blocks at the limit. One piece larger than the limit may pass alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    def acquire(self, count: int, still_wanted: Callable[[], None]) -> None:
+        with self._changed:
+            while self._used and self._used + count > self._limit:
+                self._changed.wait(1.0)
+                still_wanted()
+            self._used += count
+
+    def release(self, count: int) -> None:
+        with self._changed:
+            self._used -= count
+            self._changed.notify_all()
+
+    def wait_empty(self) -> None:
+        with self._changed:
+            while self._used:
+                self._changed.wait()
+
+
+class BlobWriter:
+    """A context manager: leaving it without an error flushes; with one, what is durable is still indexed."""
+
+    def __init__(
+        self,
+        files: SealedFiles,
+        index: Index,
+        guard: Callable[[], None],
+        progress: Progress,
+        *,
+        compression: str = "auto",
+        workers: int = 2,
+        verify_write: bool = False,
+    ) -> None:
+        """``guard`` is called before each write to the store and raises when the lock was lost."""
+        self.new_bytes = 0
+        self.stored_bytes = 0
+        self.new_blobs = 0
+        self._files = files
+        self._index = index
+        self._guard = guard
+        self._progress = progress
+        self._level = level_of(compression)
+        self._sample = 256 if verify_write else _SAMPLE
+        self._budget = _ByteBudget(BYTES_IN_FLIGHT)
+        self._state = threading.Lock()  # claims, builders, unindexed packs, figures
+        self._claims: set[tuple[BlobKind, bytes]] = set()  # of this run, until an index file names them
+        self._builders: dict[BlobKind, PackBuilder] = {}
+        self._unindexed: list[PackEntry] = []
+        self._index_due = time.monotonic() + MAX_AGE_S
+        self._pack_slots = threading.Semaphore(_PACKS_IN_FLIGHT)
+        self._error: BaseException | None = None
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="store")
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self.flush()
+            else:
+                self._keep_what_is_durable(error)
+        finally:
+            self._workers.shutdown(wait=True, cancel_futures=True)
+            self._uploader.shutdown(wait=True)
+
+    def submit(self, kind: BlobKind, data: Buffer) -> Future[Saved]:
+        """Store one blob in the background; blocks while too much is in flight.
+
+        ``data`` must not be changed until the result is there. Raises what went wrong with earlier blobs, Cancelled and
+        Interrupted. Counts ``new_bytes`` and ``stored_bytes`` in the progress by itself.
+        """
+        size = len(data)
+        if not size:
+            raise ValueError("an empty blob cannot be stored")
+        self._still_wanted()
+        self._budget.acquire(size, self._still_wanted)
+        try:
+            return self._workers.submit(self._store, kind, data)
+        except BaseException:
+            self._budget.release(size)
+            raise
+
+    def save(self, kind: BlobKind, data: Buffer) -> Saved:
+        return self.submit(kind, data).result()
+
+    def flush(self) -> None:
+        """Every pack durable, then every index file. Raises what went wrong in the background."""
+        self._budget.wait_empty()
+        self._raise_error()
+        with self._state:
+            rest = [builder for builder in self._builders.values() if builder.blobs]
+            self._builders.clear()
+        for builder in rest:
+            self._dispatch(builder)
+        self._uploader.submit(self._write_index, True).result()  # after the packs: there is one uploader
+        self._raise_error()
+
+    def _still_wanted(self) -> None:
+        self._progress.check()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _store(self, kind: BlobKind, data: Buffer) -> Saved:
+        try:
+            return self._store_checked(kind, data)
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+        finally:
+            self._budget.release(len(data))
+
+    def _store_checked(self, kind: BlobKind, data: Buffer) -> Saved:
+        blob_id = hashlib.sha256(data).digest()
+        if self._error is not None or not self._claim(kind, blob_id):
+            self._raise_error()
+            return Saved(blob_id, new=False, stored_bytes=0)
+        plain, raw_length = self._compressed(kind, data)
+        sealed = self._files.key.seal(plain)
+        if kind is BlobKind.TREE or blob_id[0] < self._sample:
+            open_blob(
+                self._files.key, "(not yet stored)", PackedBlob(kind, blob_id, 0, len(sealed), raw_length), sealed
+            )
+        full = self._append(kind, blob_id, sealed, raw_length, len(data))
+        for builder in full:
+            self._dispatch(builder)
+        self._progress.add(new_bytes=len(data), stored_bytes=len(sealed))
+        return Saved(blob_id, new=True, stored_bytes=len(sealed))
+
+    def _claim(self, kind: BlobKind, blob_id: bytes) -> bool:
+        """True for exactly one caller, and only if the repository does not hold the blob."""
+        key = (kind, blob_id)
+        with self._state:
+            if key in self._claims:
+                return False
+            self._claims.add(key)
+        if not self._index.has(kind, blob_id):
+            return True
+        with self._state:
+            self._claims.discard(key)  # the index says it; remembering it twice would cost memory
+        return False
+
+    def _compressed(self, kind: BlobKind, data: Buffer) -> tuple[Buffer, int]:
+        """What to seal, and the uncompressed length to note (0: stored as it is)."""
+        if kind is BlobKind.TREE:
+            return compress(data, _TREE_LEVEL), len(data)  # always, else stock prune repacks it for ever
+        if self._level is not None:
+            smaller = compress(data, self._level)
+            if len(smaller) < len(data):
+                return smaller, len(data)
+        return data, 0
+
+    def _append(self, kind: BlobKind, blob_id: bytes, sealed: Buffer, raw_length: int, size: int) -> list[PackBuilder]:
+        """Put a blob into the open pack of its kind; returns the packs that became ready by that."""
+        ready: list[PackBuilder] = []
+        with self._state:
+            builder = self._builders.get(kind)
+            if builder is not None and not builder.fits(len(sealed)):
+                ready.append(self._builders.pop(kind))
+                builder = None
+            if builder is None:
+                builder = self._builders[kind] = PackBuilder(kind)
+            if not builder.fits(len(sealed)):
+                raise RepositoryError(f"A {kind} blob of {size} bytes is larger than a pack may be.")
+            builder.add(blob_id, sealed, raw_length)
+            if builder.full:
+                ready.append(self._builders.pop(kind))
+            self.new_bytes += size
+            self.stored_bytes += len(sealed)
+            self.new_blobs += 1
+        return ready
+
+    def _dispatch(self, builder: PackBuilder) -> None:
+        self._pack_slots.acquire()
+        try:
+            self._uploader.submit(self._upload, builder)
+        except BaseException:
+            self._pack_slots.release()
+            raise
+
+    def _upload(self, builder: PackBuilder) -> None:
+        try:
+            if self._error is not None:
+                return
+            name, parts = builder.finish(self._files.key)
+            self._guard()
+            self._files.backend.put(Kind.PACK, name, parts)
+            builder.parts.clear()
+            waiting = sum(len(blobs) for _, blobs in self._unindexed)
+            if waiting + len(builder.blobs) > MAX_BLOBS:
+                self._write_index(True)
+            self._unindexed.append((name, builder.blobs))
+            self._write_index(time.monotonic() >= self._index_due)
+        except BaseException as error:  # noqa: BLE001 - kept, and raised to the caller by the next submit or flush
+            self._error = self._error or error
+        finally:
+            self._pack_slots.release()
+
+    def _write_index(self, due: bool) -> None:
+        """Name the finished packs in an index file. Only ever runs on the uploader's one thread."""
+        if not due or self._error is not None:
+            return
+        packs, self._unindexed = self._unindexed, []
+        self._index_due = time.monotonic() + MAX_AGE_S
+        if not packs:
+            return
+        self._guard()
+        name = save_index_file(self._files, packs)
+        self._index.add_file(name, packs)
+        with self._state:
+            self._claims.difference_update((blob.kind, blob.id) for _, blobs in packs for blob in blobs)
+
+    def _keep_what_is_durable(self, reason: BaseException) -> None:
+        """After an error: name finished packs, so that the next run need not store them again. Never raises."""
+        failed_before = self._error is not None
+        self._error = self._error or reason  # workers stop at their next step
+        self._budget.wait_empty()
+        if failed_before:
+            return  # the store, or this machine, is not to be trusted now; unnamed packs are harmless
+        try:
+            self._uploader.submit(self._index_finished).result()
+        except BrsError as error:
+            logger.warning("finished packs could not be indexed: %s", error)
+
+    def _index_finished(self) -> None:
+        self._error = None
+        self._write_index(True)
