@@ -1,18 +1,22 @@
 """Django's settings. What differs between installations comes from the environment (see docs/install.md).
 
 BRS_DATA_DIR       database, keys, certificates and spool of a standalone server (default: var/ beside manage.py)
+BRS_PUBLIC_URL     https://host:port by which people and nodes reach the server
 BRS_DATABASE_URL   postgresql://user:password@host:port/name; empty: SQLite in BRS_DATA_DIR
 BRS_REDIS_URL      redis://host:port/0 as broker and channel layer; empty: both in the process
 """
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from django.templatetags.static import static
-from django.urls import reverse_lazy
 from django.utils.translation import gettext_lazy as _
 
 from brs import env
@@ -30,19 +34,28 @@ def _secret_key() -> str:
     if key := env.text("BRS_SECRET_KEY"):
         return key
     file = DATA_DIR / "secret.key"
-    try:
-        with file.open("x") as new:
-            file.chmod(0o600)
+    if not file.exists():
+        # Complete before it has its name: of two servers that start at once both must read the same key.
+        fresh = DATA_DIR / f"secret.key.{os.getpid()}"
+        with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
             new.write(secrets.token_urlsafe(48))
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(fresh, file)
+        fresh.unlink()
     return file.read_text().strip()
+
+
+def _hosts() -> list[str]:
+    """This machine, by every name that it has for itself, and what BRS_PUBLIC_URL names."""
+    own = [urlsplit(BRS_PUBLIC_URL).hostname or "", socket.gethostname().lower(), "localhost", "127.0.0.1", "[::1]"]
+    return list(dict.fromkeys(name for name in own if name))
 
 
 SECRET_KEY = _secret_key()
 SECRET_KEY_FALLBACKS = env.words("BRS_SECRET_KEY_FALLBACKS", [])  # earlier keys: still open what they sealed
-ALLOWED_HOSTS = env.words("BRS_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", "testserver"])
-CSRF_TRUSTED_ORIGINS = env.words("BRS_TRUSTED_ORIGINS", [])
+BRS_PUBLIC_URL = env.text("BRS_PUBLIC_URL", "https://localhost:8443").rstrip("/")
+ALLOWED_HOSTS = env.words("BRS_ALLOWED_HOSTS", _hosts())
+CSRF_TRUSTED_ORIGINS = env.words("BRS_TRUSTED_ORIGINS", [BRS_PUBLIC_URL])
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.flag("BRS_SECURE_COOKIES", True)
 SESSION_COOKIE_HTTPONLY = True
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -50,12 +63,11 @@ X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 
 INSTALLED_APPS = [
-    "unfold",
+    "unfold.apps.BasicAppConfig",  # the site is ours: brs.admin_site
     "unfold.contrib.filters",
     "unfold.contrib.forms",
     "unfold.contrib.guardian",
-    "brs.apps.BrsConfig",
-    "django.contrib.admin",
+    "brs.apps.BrsAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -75,6 +87,7 @@ INSTALLED_APPS = [
     "apps.catalog",
     "apps.jobs",
     "apps.reports",
+    "brs.apps.BrsConfig",  # last: re-registers admin pages of packages above
 ]
 
 MIDDLEWARE = [
@@ -120,7 +133,7 @@ def _database() -> dict[str, object]:
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
             },
             # Threads of one test share the database, so it must be a file.
-            "TEST": {"NAME": DATA_DIR / "test.sqlite3"},
+            "TEST": {"NAME": Path(tempfile.gettempdir()) / f"brs-test-{os.getpid()}.sqlite3"},
         }
     parts = urlsplit(url)
     if parts.scheme not in {"postgresql", "postgres"}:
@@ -184,7 +197,6 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 # How long a lease lasts without a word of its node; the margin that exclusive tasks keep on both sides.
 BRS_LEASE_TTL_S = env.number("BRS_LEASE_TTL_S", 60, least=2)
 BRS_LEASE_MARGIN_S = env.number("BRS_LEASE_MARGIN_S", 10, least=0)
-BRS_PUBLIC_URL = env.text("BRS_PUBLIC_URL", "https://localhost:8443").rstrip("/")
 BRS_SPOOL_QUOTA_BYTES = int(env.number("BRS_SPOOL_QUOTA_BYTES", 10 * 1024**3, least=1))
 BRS_BODY_BYTES = 2 * 1024 * 1024  # largest body of any request but the node API's, which has its own limit
 
@@ -221,10 +233,6 @@ SPECTACULAR_SETTINGS = {
 }
 
 
-def _link(title, icon: str, url: str) -> dict[str, object]:
-    return {"title": title, "icon": icon, "link": reverse_lazy(url)}
-
-
 UNFOLD = {
     "SITE_TITLE": "BRS",
     "SITE_HEADER": "BRS",
@@ -233,6 +241,23 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,
+    "BORDER_RADIUS": "8px",
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .014 254.6)",
+            "100": "oklch(93.2% .032 255.6)",
+            "200": "oklch(88.2% .059 254.1)",
+            "300": "oklch(80.9% .105 251.8)",
+            "400": "oklch(70.7% .165 254.6)",
+            "500": "oklch(62.3% .214 259.8)",
+            "600": "oklch(52% .2 262.9)",
+            "700": "oklch(46% .2 264.4)",
+            "800": "oklch(42.4% .199 265.6)",
+            "900": "oklch(37.9% .146 265.5)",
+            "950": "oklch(28.2% .091 267.9)",
+        },
+    },
+    "SIDEBAR": {"show_search": True, "command_search": True, "navigation": "brs.admin_site.navigation"},
     "STYLES": [lambda _request: static("brs/brs.css")],
     "SCRIPTS": [lambda _request: static("brs/live.js")],
     "DASHBOARD_CALLBACK": "apps.reports.dashboard.context",
