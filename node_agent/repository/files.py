@@ -1,0 +1,85 @@
+"""Backup of folder trees as restic stores them: metadata in trees, content in chunks, each stored once.
+
+One item's failure is not the run's: what cannot be read is left out and listed, and the snapshot is marked
+partial. The walk itself is in :mod:`node_agent.repository.files_walk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from node_agent.errors import SnapshotNotFound
+from node_agent.items import Issues
+from node_agent.progress import Progress
+from node_agent.repository.excludes import Excludes
+from node_agent.repository.files_roots import plan_roots
+from node_agent.repository.files_walk import Walk, WalkOptions
+from node_agent.repository.lock import Lock
+from node_agent.repository.publish import BackupResult, Facts, publish
+from node_agent.repository.repository import Repository
+from node_agent.repository.snapshot import Snapshot, find_snapshot
+
+__all__ = ["BackupResult", "backup_files"]
+
+
+def backup_files(
+    repo: Repository,
+    lock: Lock,
+    roots: Sequence[Path],
+    *,
+    found_at: Mapping[Path, Path] | None = None,
+    host: str,
+    paths: Sequence[str],
+    tags: Sequence[str] = (),
+    excludes: Sequence[str] = (),
+    parent: str | None = None,
+    progress: Progress,
+    issues: Issues,
+    time: datetime,
+    one_file_system: bool = False,
+    compression: str = "auto",
+) -> BackupResult:
+    """Store the trees below ``roots`` as one snapshot.
+
+    The index must have been loaded. Roots themselves may be links and are followed; nothing below them is.
+    With a ``parent`` (a snapshot id), files whose size, times and inode are as they were there are not read.
+    ``found_at``: where a root's content lies if not at its own path (a staged copy).
+    Raises SourceMissing when a root does not exist and SourceError when one cannot be read at all.
+    """
+    plan = plan_roots(roots, found_at)
+    before = _find_parent(repo, parent, progress)
+    options = WalkOptions(Excludes(excludes), before, one_file_system)
+    with repo.writer(progress, compression=compression) as writer:
+        walk = Walk(repo, writer, options, progress, issues)
+        tree_id = walk.store(plan)
+        writer.flush()
+        facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
+        snapshot_id = publish(repo, lock, tree_id, (), facts, issues)
+        stats = walk.stats
+        return BackupResult(
+            snapshot_id=snapshot_id,
+            tree_id=tree_id.hex(),
+            parent_id=facts.parent,
+            size_bytes=stats.size_bytes,
+            read_bytes=stats.read_bytes,
+            new_bytes=writer.new_bytes,
+            stored_bytes=writer.stored_bytes,
+            files=stats.files,
+            files_new=stats.new,
+            files_changed=stats.changed,
+            files_unmodified=stats.unmodified,
+            dirs=stats.dirs,
+            partial=issues.left_out > 0,
+        )
+
+
+def _find_parent(repo: Repository, parent: str | None, progress: Progress) -> Snapshot | None:
+    if parent is None:
+        return None
+    try:
+        return find_snapshot(repo, parent)
+    except SnapshotNotFound:
+        progress.log("warning", f"The parent snapshot {parent[:8]} is gone: all files are read.")
+        return None

@@ -1,0 +1,308 @@
+"""The walk of a files backup, from the roots down.
+
+Depth first with an explicit stack, each folder on it held open, so that a link that appears during the run
+leads nowhere and depth is bounded by open files rather than by the interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from node_agent.errors import DamagedError, SourceError
+from node_agent.items import Issue, Issues, Severity, printable
+from node_agent.progress import Progress
+from node_agent.repository.excludes import Excludes
+from node_agent.repository.files_meta import node_from_stat, proc_path, read_xattrs
+from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
+from node_agent.repository.files_roots import RootFolder
+from node_agent.repository.files_trees import Folder, TreeQueue
+from node_agent.repository.repository import BlobKind, BlobWriter, Repository
+from node_agent.repository.snapshot import Snapshot
+from node_agent.repository.tree import Node, load_tree, node_type
+
+# A file whose change time is this close to the parent's start may have changed after it was read, within the
+# same tick of the file system's clock: it is read again.
+TICK_NS = 20_000_000
+
+
+@dataclass(slots=True)
+class WalkOptions:
+    excludes: Excludes
+    before: Snapshot | None = None
+    one_file_system: bool = False
+
+
+@dataclass(slots=True)
+class WalkStats:
+    size_bytes: int = 0
+    read_bytes: int = 0
+    new: int = 0
+    changed: int = 0
+    unmodified: int = 0
+    dirs: int = 0
+
+    @property
+    def files(self) -> int:
+        return self.new + self.changed + self.unmodified
+
+
+@dataclass(slots=True)
+class _Frame:
+    """One open folder of the walk. ``before`` holds the parent snapshot's nodes of this folder."""
+
+    path: bytes
+    fd: int
+    names: Iterator[bytes]
+    before: dict[bytes, Node]
+    folder: Folder = field(default_factory=Folder)
+
+
+@dataclass(slots=True)
+class _Linked:
+    """A file with several names, some of them not met yet."""
+
+    content: Content
+    left: int
+
+
+class Walk:
+    def __init__(
+        self, repo: Repository, writer: BlobWriter, options: WalkOptions, progress: Progress, issues: Issues
+    ) -> None:
+        self._repo = repo
+        self._options = options
+        self._progress = progress
+        self._issues = issues
+        self._reader = FileReader(writer, repo.chunker, progress)
+        self._trees = TreeQueue(writer)
+        self._linked: dict[tuple[int, int], _Linked] = {}
+        self._root = b"/"
+        self._device = 0
+        self._fresh_ns = 0 if options.before is None else int(options.before.time.timestamp() * 1e9) - TICK_NS
+        self.stats = WalkStats()
+
+    def store(self, plan: RootFolder) -> bytes:
+        """Store all roots; the id of the tree of ``/``, which is submitted but not flushed."""
+        before = self._options.before
+        nodes = self._load_nodes(bytes.fromhex(before.tree)) if before is not None else {}
+        folder = self._store_root_folder(plan, nodes)[1] if plan.is_root else self._store_above(plan, nodes)
+        self._trees.drain()
+        return folder.id()
+
+    # --- down to the roots ---
+
+    def _store_above(self, plan: RootFolder, before: dict[bytes, Node]) -> Folder:
+        folder = Folder()
+        for name, child in sorted(plan.children.items()):
+            known = before.get(name)
+            if not child.is_root:
+                node = node_from_stat(name, os.stat(child.path))
+                node.xattrs = self._xattrs(child.path, child.path, follow=True)
+                folder.add_folder(node, self._store_above(child, self._children(known)))
+            elif os.path.isdir(child.real):
+                st, sub = self._store_root_folder(child, self._children(known))
+                node = node_from_stat(name, st)
+                node.xattrs = self._xattrs(child.real, child.path, follow=True)
+                folder.add_folder(node, sub)
+            else:
+                self._store_root_file(child, name, known, folder)
+        self._trees.finish(folder)
+        return folder
+
+    def _store_root_folder(self, root: RootFolder, before: dict[bytes, Node]) -> tuple[os.stat_result, Folder]:
+        path = root.path
+        try:
+            fd = os.open(root.real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            st = os.fstat(fd)
+            first = self._open_frame(path, fd, before)
+        except OSError as error:
+            raise SourceError(f"The folder {printable(path)} cannot be read: {error.strerror}.") from error
+        self._root, self._device = path, st.st_dev
+        self._descend(first)
+        return st, first.folder
+
+    def _store_root_file(self, root: RootFolder, name: bytes, known: Node | None, folder: Folder) -> None:
+        """A root that is no folder, perhaps reached through a link: read in the folder it really lies in."""
+        path, real = root.path, os.path.realpath(root.real)
+        self._root = os.path.dirname(path)
+        try:
+            fd = os.open(os.path.dirname(real), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"The path {printable(path)} cannot be read: {error.strerror}.") from error
+        try:
+            frame = _Frame(path, fd, iter(()), {name: known} if known is not None else {}, folder)
+            self._visit(frame, path, name, os.path.basename(real))
+        finally:
+            os.close(fd)
+
+    # --- below a root ---
+
+    def _descend(self, first: _Frame) -> None:
+        stack = [first]
+        try:
+            while stack:
+                frame = stack[-1]
+                name = next(frame.names, None)
+                if name is None:
+                    self._trees.finish(frame.folder)
+                    os.close(stack.pop().fd)
+                    continue
+                self._progress.check()
+                child = self._visit(frame, os.path.join(frame.path, name), name, name)
+                if child is not None:
+                    stack.append(child)
+        finally:
+            for frame in stack:
+                os.close(frame.fd)
+
+    def _visit(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes) -> _Frame | None:
+        """Store one entry; a folder to go into comes back as a frame.
+
+        ``name`` is what the snapshot calls it, ``on_disk`` what it is called in the open folder.
+        """
+        try:
+            st = os.stat(on_disk, dir_fd=frame.fd, follow_symlinks=False)
+            kind = node_type(st.st_mode)
+            if self._options.excludes and self._options.excludes.match(path, self._root, kind == "dir"):
+                return None
+            if kind == "dir":
+                return self._enter(frame, path, name)
+            if kind == "file":
+                self._store_file(frame, path, name, on_disk, st)
+            elif not kind:
+                self._leave_out(path, "unknown-type", "It is of an unknown type.")
+            else:
+                self._store_special(frame, path, name, on_disk, st)
+        except FileNotFoundError:
+            self._leave_out(path, "vanished", "It vanished while the backup ran.")
+        except OSError as error:
+            self._leave_out(path, "unreadable", f"It cannot be read: {error.strerror}.")
+        return None
+
+    def _enter(self, frame: _Frame, path: bytes, name: bytes) -> _Frame | None:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
+        st = os.fstat(fd)
+        node = node_from_stat(name, st)
+        if self._options.one_file_system and st.st_dev != self._device:
+            os.close(fd)
+            empty = Folder()
+            self._trees.finish(empty)
+            frame.folder.add_folder(node, empty)
+            return None
+        child = self._open_frame(path, fd, self._children(frame.before.get(name)))
+        node.xattrs = self._xattrs(child.fd, path)
+        frame.folder.add_folder(node, child.folder)
+        return child
+
+    def _open_frame(self, path: bytes, fd: int, before: dict[bytes, Node]) -> _Frame:
+        """Takes over ``fd``; raises OSError when the folder cannot be listed."""
+        try:
+            names = sorted(os.fsencode(name) for name in os.listdir(fd))
+        except OSError:
+            os.close(fd)
+            raise
+        self.stats.dirs += 1
+        return _Frame(path, fd, iter(names), before)
+
+    # --- entries ---
+
+    def _store_file(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
+        known = frame.before.get(name)
+        if known is not None and self._is_unchanged(known, st):
+            frame.folder.add(replace(known, device_id=st.st_dev, links=st.st_nlink))
+            self.stats.unmodified += 1
+            self._count(path, known.size)
+            self._progress.add(done_bytes=known.size)
+            return
+        fd = open_regular(on_disk, frame.fd)
+        try:
+            st = os.fstat(fd)
+            if not is_regular(st):
+                self._leave_out(path, "changed", "It was replaced by something else while the backup ran.")
+                return
+            node = node_from_stat(name, st)
+            node.xattrs = self._xattrs(fd, path)
+            content = self._read(fd, st, path)
+        finally:
+            os.close(fd)
+        node.size = content.size
+        frame.folder.add_file(node, content)
+        self.stats.new += known is None
+        self.stats.changed += known is not None
+        self._count(path, content.size)
+
+    def _read(self, fd: int, st: os.stat_result, path: bytes) -> Content:
+        """The file's content; of a hard link that was read under another name, the same."""
+        key = (st.st_dev, st.st_ino)
+        linked = self._linked.get(key)
+        if linked is not None:
+            linked.left -= 1
+            if not linked.left:
+                del self._linked[key]
+            self._progress.add(done_bytes=linked.content.size)
+            return linked.content
+        result = self._reader.read(fd, st)
+        self.stats.read_bytes += result.read_bytes
+        if result.changed:
+            self._leave_out(path, "changed", "It changed while it was read; the stored content may be mixed.")
+        elif st.st_nlink > 1:
+            self._linked[key] = _Linked(result.content, st.st_nlink - 1)
+        return result.content
+
+    def _store_special(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
+        node = node_from_stat(name, st)
+        if node.type == "symlink":
+            node.linktarget = os.fsencode(os.readlink(on_disk, dir_fd=frame.fd))
+        if node.type == "socket":
+            self._note(path, "socket", "A socket: it is listed, but there is nothing to restore.")
+        else:
+            node.xattrs = self._xattrs(proc_path(frame.fd, on_disk), path)
+        frame.folder.add(node)
+
+    def _is_unchanged(self, known: Node, st: os.stat_result) -> bool:
+        return (
+            known.type == "file"
+            and known.size == st.st_size
+            and known.mtime == st.st_mtime_ns
+            and known.ctime == st.st_ctime_ns
+            and known.inode == st.st_ino
+            and st.st_ctime_ns < self._fresh_ns
+            and all(self._repo.has(BlobKind.DATA, blob_id) for blob_id in known.content)
+        )
+
+    def _xattrs(self, where: bytes | int, path: bytes, *, follow: bool = False) -> list[tuple[str, bytes]]:
+        try:
+            return list(read_xattrs(where, follow=follow))
+        except OSError as error:
+            self._leave_out(path, "xattrs", f"Its extended attributes cannot be read: {error.strerror}.")
+            return []
+
+    # --- the parent snapshot ---
+
+    def _children(self, known: Node | None) -> dict[bytes, Node]:
+        if known is None or known.subtree is None:
+            return {}
+        return self._load_nodes(known.subtree)
+
+    def _load_nodes(self, tree_id: bytes) -> dict[bytes, Node]:
+        try:
+            return {node.name: node for node in load_tree(self._repo, tree_id)}
+        except DamagedError as error:
+            self._progress.log("warning", f"A folder of the parent snapshot cannot be read, so its files are: {error}")
+            return {}
+
+    # --- counting ---
+
+    def _count(self, path: bytes, size: int) -> None:
+        self.stats.size_bytes += size
+        self._progress.add(done_files=1)
+        self._progress.set(current=printable(path))
+
+    def _leave_out(self, path: bytes, code: str, message: str) -> None:
+        self._issues.add(Issue(printable(path), code, message))
+        self._progress.add(left_out=1)
+
+    def _note(self, path: bytes, code: str, message: str) -> None:
+        self._issues.add(Issue(printable(path), code, message, Severity.NOTE))

@@ -1,0 +1,64 @@
+"""The end of every backup: everything durable and proven, then the snapshot, which makes it real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from node_agent.items import Issues
+from node_agent.repository.repository import Lock, Repository
+from node_agent.repository.snapshot import PARTIAL_TAG, new_snapshot, prove_content, save_snapshot
+
+
+@dataclass(slots=True)
+class BackupResult:
+    """What a backup did. Sizes in bytes; ``size_bytes`` is what a restore brings back."""
+
+    snapshot_id: str
+    tree_id: str
+    parent_id: str | None
+    size_bytes: int
+    read_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    files: int
+    block_size: int | None = None
+    files_new: int = 0
+    files_changed: int = 0
+    files_unmodified: int = 0
+    dirs: int = 0
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a snapshot says about itself besides its content."""
+
+    host: str
+    paths: Sequence[str]
+    tags: Sequence[str]
+    time: datetime
+    parent: str | None = None
+    excludes: Sequence[str] = ()
+
+
+def publish(repo: Repository, lock: Lock, root: bytes, content: Iterable[bytes], facts: Facts, issues: Issues) -> str:
+    """Prove that ``content`` is in the repository, write the snapshot, return its id.
+
+    Everything must have been flushed. With anything left out, the snapshot carries the mark of a partial one.
+    """
+    prove_content(repo, content)
+    tags = [tag for tag in facts.tags if tag != PARTIAL_TAG]
+    if issues.left_out:
+        tags.append(PARTIAL_TAG)
+    snapshot = new_snapshot(
+        time=facts.time,
+        tree=root.hex(),
+        hostname=facts.host,
+        paths=facts.paths,
+        tags=tags,
+        excludes=facts.excludes,
+        parent=facts.parent,
+    )
+    return save_snapshot(repo, lock, snapshot).id
