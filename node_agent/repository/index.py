@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -62,18 +62,21 @@ class Index:
         with self._lock:
             self._db.close()
 
-    def refresh(self) -> None:
-        """Become equal to the index files in the store. Raises DamagedError naming one that cannot be read."""
+    def refresh(self, on_damaged: Callable[[DamagedError], None] | None = None) -> None:
+        """Become equal to the index files in the store. Raises DamagedError naming one that cannot be read.
+
+        ``on_damaged`` hears of such files instead, and they are skipped: for a check, never for a backup.
+        """
         with self._lock:
             try:
-                self._refresh()
+                self._refresh(on_damaged)
             except sqlite3.OperationalError as error:
                 raise ConfigError(f"The cache database {self._cache} cannot be used: {error}.") from error
             except sqlite3.DatabaseError:
                 if self._cache is None:
                     raise
                 self._forget_cache()  # a broken cache is no news: what it held is in the repository
-                self._refresh()
+                self._refresh(on_damaged)
 
     def has(self, kind: BlobKind, blob_id: bytes) -> bool:
         with self._lock:
@@ -139,18 +142,26 @@ class Index:
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM blobs").fetchone()[0])
 
-    def _refresh(self) -> None:
+    def _refresh(self, on_damaged: Callable[[DamagedError], None] | None) -> None:
         for attempt in range(3):
             listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
             try:
                 with self._transaction():
                     self._drop(self.file_names() - listed)
                     for name in sorted(listed - self.file_names()):
-                        self._insert(name, load_index_file(self._files, name))
+                        self._load(name, on_damaged)
                 return
             except ObjectMissing as error:  # listed and gone: somebody replaced index files; look again
                 if attempt == 2:
                     raise DamagedError(f"{error.message} It is listed, but cannot be read.") from error
+
+    def _load(self, name: str, on_damaged: Callable[[DamagedError], None] | None) -> None:
+        try:
+            self._insert(name, list(load_index_file(self._files, name)))
+        except DamagedError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
 
     def _drop(self, names: set[str]) -> None:
         for name in names:

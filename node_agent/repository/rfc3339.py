@@ -7,7 +7,7 @@ H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", valid for every year.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 
 _SECOND = 1_000_000_000
@@ -39,6 +39,29 @@ def parse_ns(text: str) -> int:
         offset = int(off_hours) * 3600 + int(off_minutes) * 60
         seconds += offset if sign == "-" else -offset
     return seconds * _SECOND + int((fraction or "").ljust(9, "0"))
+
+
+def parse_datetime(text: str) -> datetime:
+    """In the zone it was written in, to the microsecond; within datetime's years. Raises ValueError."""
+    time_ns = parse_ns(text)
+    match = _FORMAT.match(text)
+    assert match is not None
+    sign, hours, minutes = match.groups()[7:]
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
+    try:
+        return to_datetime(time_ns).astimezone(timezone(offset) if offset else UTC)
+    except OverflowError:
+        return (datetime.min if time_ns < 0 else datetime.max).replace(tzinfo=UTC)
+
+
+def format_datetime(time: datetime) -> str:
+    """As Go writes it: in its own zone. ``time`` must be aware."""
+    offset = time.utcoffset() or timedelta()
+    local = format_ns(from_datetime(time.replace(tzinfo=UTC)))
+    if not offset:
+        return local
+    minutes = offset // timedelta(minutes=1)
+    return f"{local[:-1]}{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
 
 
 def from_datetime(time: datetime) -> int:

@@ -12,13 +12,13 @@ import os
 import pwd
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from node_agent.errors import DamagedError, ObjectMissing, SnapshotNotFound
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.repository import BlobKind, Lock, Repository
-from node_agent.repository.rfc3339 import format_ns, from_datetime, parse_ns, to_datetime
+from node_agent.repository.rfc3339 import format_datetime, parse_datetime
 from node_agent.repository.sealed import describe
 
 PARTIAL_TAG = "brs.partial"
@@ -52,7 +52,7 @@ class Snapshot:
 
     def to_json(self) -> dict[str, Any]:
         """The fields of restic's file, in its order, those that are empty left out."""
-        value: dict[str, Any] = {"time": format_ns(from_datetime(self.time))}
+        value: dict[str, Any] = {"time": format_datetime(self.time)}
         if self.parent:
             value["parent"] = self.parent
         value |= {"tree": self.tree, "paths": list(self.paths)}
@@ -207,7 +207,7 @@ def _decode(name: str, value: dict[str, Any]) -> Snapshot:
         raise ValueError("the tree's id is not 32 bytes")
     return Snapshot(
         id=name,
-        time=_datetime(value["time"]),
+        time=parse_datetime(value["time"]),
         tree=tree,
         paths=tuple(value.get("paths") or ()),
         hostname=value.get("hostname", ""),
@@ -221,14 +221,6 @@ def _decode(name: str, value: dict[str, Any]) -> Snapshot:
         program_version=value.get("program_version", ""),
         summary=value.get("summary") or {},
     )
-
-
-def _datetime(text: str) -> datetime:
-    """In UTC. Years that datetime cannot hold become the nearest it can."""
-    try:
-        return to_datetime(parse_ns(text))
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)
 
 
 def _username() -> str:

@@ -1,0 +1,264 @@
+"""Proving a repository: that everything its snapshots need is there, and with ``read_data`` that it is what it was.
+
+What is proven without reading the data: names of keys, index files and snapshots are the SHA-256 of their content and
+open with the key; every pack that an index names is there with the right size and a header that says the same; every
+tree of every snapshot opens, decodes and names only blobs that are indexed. With ``read_data`` also: every pack's name
+is the SHA-256 of the file; every blob is authenticated, decompressed and has the content its id says.
+
+What no check of a repository can see: objects that were deleted together with all that named them. The catalogue must
+compare its points with the snapshots that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from node_agent.errors import BrsError, DamagedError, ObjectMissing, SnapshotNotFound
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.check_packs import PackCheck
+from node_agent.repository.index import Index
+from node_agent.repository.polynomial import is_irreducible
+from node_agent.repository.reader import BlobReader
+from node_agent.repository.repository import BlobKind, Repository
+from node_agent.repository.snapshot import Snapshot, load_snapshot
+from node_agent.repository.tree import Node, decode_tree
+
+_BlobKey = tuple[BlobKind, bytes]
+
+
+@dataclass(slots=True)
+class Problem:
+    """One damaged or missing object. ``snapshots`` are the ids of all that cannot be restored wholly because of it."""
+
+    kind: str  # config, key, index, snapshot, pack, tree, data
+    name: str
+    message: str
+    snapshots: tuple[str, ...] = ()
+    blobs: frozenset[_BlobKey] = field(default=frozenset(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name, "message": self.message, "snapshots": list(self.snapshots)}
+
+
+@dataclass(slots=True)
+class CheckReport:
+    errors: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # worth telling, nothing is lost
+    snapshots: int = 0
+    trees: int = 0
+    packs: int = 0
+    blobs: int = 0
+    read_bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "errors": [error.to_json() for error in self.errors],
+            "notes": self.notes,
+            "snapshots": self.snapshots,
+            "trees": self.trees,
+            "packs": self.packs,
+            "blobs": self.blobs,
+            "read_bytes": self.read_bytes,
+        }
+
+
+def check(repo: Repository, *, read_data: bool = False, progress: Progress | None = None) -> CheckReport:
+    """Under a lock, shared or exclusive; backups may go on meanwhile. Damage is reported, never raised.
+
+    Trusts no cache: the index is read anew.
+    """
+    run = _Check(repo, progress or Progress())
+    run.keys_and_config()
+    run.locks()
+    names = sorted(info.name for info in repo.backend.list(Kind.SNAPSHOT))  # before the index, which then covers them
+    run.index_files()
+    try:
+        run.packs(read_data)
+        run.snapshots(names)
+        run.name_victims()
+    finally:
+        run.index.close()
+    return run.report
+
+
+class _Check:
+    def __init__(self, repo: Repository, progress: Progress) -> None:
+        self.repo = repo
+        self.progress = progress
+        self.report = CheckReport()
+        self.index = Index(repo.files, "check")
+        self._reader = BlobReader(repo.files, self.index)
+        self._loaded: list[Snapshot] = []
+        self._known: set[bytes] = set()  # trees that were looked at
+        self._unreadable: set[bytes] = set()  # those that could not be read
+        self._lost: dict[_BlobKey, list[Problem]] = {}
+        self._bad_places: set[tuple[str, BlobKind, bytes]] = set()
+
+    def keys_and_config(self) -> None:
+        for info in list(self.repo.backend.list(Kind.KEY)):
+            try:
+                content = self.repo.backend.get(Kind.KEY, info.name)
+            except ObjectMissing:
+                continue
+            if hashlib.sha256(content).hexdigest() != info.name:
+                self._error("key", info.name, "its name is not the SHA-256 of its content.")
+        if not is_irreducible(self.repo.config.polynomial):
+            self._error("config", "config", "its chunker polynomial is not irreducible.")
+
+    def locks(self) -> None:
+        for info in list(self.repo.backend.list(Kind.LOCK)):
+            try:
+                self.repo.files.load_json(Kind.LOCK, info.name)
+            except DamagedError as error:
+                self.report.notes.append(f"{error.message} It goes stale by itself.")
+            except ObjectMissing:
+                continue
+
+    def index_files(self) -> None:
+        self.index.refresh(on_damaged=lambda error: self._error("index", _named(error), error.message))
+        self.report.blobs = self.index.blob_count()
+
+    def packs(self, read_data: bool) -> None:
+        """Every pack of the index against the store; then what the store holds beyond that."""
+        stored = {info.name: info.size for info in self.repo.backend.list(Kind.PACK)}
+        packs = PackCheck(self.repo.files, self.progress, read_data)
+        self.progress.set(phase="check packs", total_bytes=sum(stored.values()) if read_data else 0, done_bytes=0)
+        for finding in packs.run(self.index.packs(), stored):
+            lost = frozenset((blob.kind, blob.id) for blob in finding.lost)
+            self._bad_places.update((finding.pack, *key) for key in lost)
+            self._error("pack", finding.pack, finding.message, lost)
+        self.report.packs, self.report.read_bytes = packs.seen, packs.read_bytes
+        self.report.notes += packs.notes
+
+    def snapshots(self, names: list[str]) -> None:
+        self.progress.set(phase="check snapshots", total_files=len(names))
+        for name in names:
+            self.progress.check()
+            try:
+                snapshot = load_snapshot(self.repo, name)
+            except SnapshotNotFound:
+                continue  # forgotten since it was listed
+            except DamagedError as error:
+                self._error("snapshot", name, error.message)
+            else:
+                self._loaded.append(snapshot)
+                self._walk(bytes.fromhex(snapshot.tree))
+            self.progress.add(done_files=1)
+        self.report.snapshots, self.report.trees = len(self._loaded), len(self._known)
+
+    def name_victims(self) -> None:
+        """Which snapshots each problem hurts; only done if there are problems, since it walks all trees again."""
+        for key in [key for key in self._lost if self._has_good_copy(key)]:
+            del self._lost[key]
+        if not self._lost:
+            return
+        hurt = _Victims(self._lost, self._nodes)
+        for snapshot in self._loaded:
+            for problem in hurt.problems_of(bytes.fromhex(snapshot.tree)):
+                problem.snapshots = (*problem.snapshots, snapshot.id)
+
+    def _walk(self, root: bytes) -> None:
+        stack = [root]
+        while stack:
+            tree_id = stack.pop()
+            if tree_id in self._known:
+                continue
+            self._known.add(tree_id)
+            self.progress.check()
+            try:
+                nodes = self._nodes(tree_id)
+            except BrsError as error:
+                self._unreadable.add(tree_id)
+                self._error("tree", tree_id.hex(), error.message, frozenset({(BlobKind.TREE, tree_id)}))
+                continue
+            self._judge(tree_id, nodes)
+            stack.extend(node.subtree for node in nodes if node.subtree is not None)
+
+    def _nodes(self, tree_id: bytes) -> list[Node]:
+        content = self._reader.load(BlobKind.TREE, tree_id)
+        try:
+            return decode_tree(content)
+        except ValueError as error:
+            raise DamagedError(f"tree {tree_id.hex()} cannot be decoded: {error}.") from error
+
+    def _judge(self, tree_id: bytes, nodes: list[Node]) -> None:
+        names = [node.name for node in nodes]
+        if sorted(set(names)) != names:
+            self._error("tree", tree_id.hex(), "its entries are not in order, or occur twice.")
+        for node in nodes:
+            if node.is_dir and node.subtree is None:
+                self._error("tree", tree_id.hex(), f"its directory {node.name!r} has no tree.")
+        wanted = {blob_id for node in nodes for blob_id in node.content}
+        missing = self.index.missing(BlobKind.DATA, wanted)
+        if missing:
+            first = min(missing).hex()
+            message = f"data {first} is missing: tree {tree_id.hex()} needs {len(missing)} blobs that no index names."
+            self._error("data", first, message, frozenset((BlobKind.DATA, blob_id) for blob_id in missing))
+
+    def _has_good_copy(self, key: _BlobKey) -> bool:
+        if key[0] is BlobKind.TREE and key[1] in self._unreadable:
+            return False  # all its copies were tried
+        return any((place.pack, *key) not in self._bad_places for place in self.index.locations(*key))
+
+    def _error(self, kind: str, name: str, message: str, blobs: frozenset[_BlobKey] = frozenset()) -> None:
+        if name not in message:
+            message = f"{kind} {name} is damaged: {message}"
+        problem = Problem(kind, name, message, blobs=blobs)
+        self.report.errors.append(problem)
+        for key in blobs:
+            self._lost.setdefault(key, []).append(problem)
+
+
+class _Victims:
+    """Which problems a tree suffers from, itself and everything below; each tree is looked at once."""
+
+    def __init__(self, lost: dict[_BlobKey, list[Problem]], nodes: Any) -> None:
+        self._lost = lost
+        self._nodes = nodes
+        self._found: dict[bytes, dict[int, Problem]] = {}
+
+    def problems_of(self, root: bytes) -> list[Problem]:
+        stack = [root]  # depth first without recursion: trees may be deeper than Python's stack
+        while stack:
+            tree_id = stack[-1]
+            if tree_id in self._found:
+                stack.pop()
+                continue
+            nodes = self._load(tree_id)
+            below = [node.subtree for node in nodes if node.subtree is not None]
+            waiting = [subtree for subtree in below if subtree not in self._found]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            self._found[tree_id] = self._own(tree_id, nodes) | {
+                number: problem for subtree in below for number, problem in self._found[subtree].items()
+            }
+            stack.pop()
+        return list(self._found[root].values())
+
+    def _load(self, tree_id: bytes) -> list[Node]:
+        try:
+            nodes: list[Node] = self._nodes(tree_id)
+        except BrsError:
+            return []  # it is among the lost itself
+        return nodes
+
+    def _own(self, tree_id: bytes, nodes: list[Node]) -> dict[int, Problem]:
+        keys: Iterator[_BlobKey] = ((BlobKind.DATA, blob_id) for node in nodes for blob_id in node.content)
+        found = {id(problem): problem for key in keys for problem in self._lost.get(key, ())}
+        return found | {id(problem): problem for problem in self._lost.get((BlobKind.TREE, tree_id), ())}
+
+
+def _named(error: DamagedError) -> str:
+    """The object's name from a message that begins with its kind and name, as sealed.describe makes them."""
+    words = error.message.split()
+    return words[1] if len(words) > 1 else ""

@@ -1,0 +1,120 @@
+"""The packs' part of a check: each pack that the index names, against the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from node_agent.errors import BrsError, DamagedError, ObjectMissing
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.pack import PackedBlob, open_blob, pack_size, read_header
+from node_agent.repository.sealed import SealedFiles
+
+_WORKERS = 2
+_AHEAD = 3  # packs in memory at once, 128 MiB each at worst
+_MAX_READ = 256 << 20  # larger files are no packs of anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with a pack; ``lost`` are its blobs that cannot be had from it any more."""
+
+    pack: str
+    message: str
+    lost: Sequence[PackedBlob] = ()
+
+
+@dataclass(slots=True)
+class PackCheck:
+    files: SealedFiles
+    progress: Progress
+    read_data: bool
+    seen: int = 0
+    read_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, indexed: Iterator[tuple[str, list[PackedBlob]]], stored: Mapping[str, int]) -> Iterator[Finding]:
+        """``stored`` holds the packs that the store lists, with their sizes."""
+        named: set[str] = set()
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="check") as pool:
+            pending: deque[Future[list[Finding]]] = deque()
+            for pack, blobs in indexed:
+                self.progress.check()
+                named.add(pack)
+                pending.append(pool.submit(self._check, pack, blobs, stored.get(pack)))
+                if len(pending) >= _AHEAD:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        self.seen = len(named)
+        self._note_orphans({name: size for name, size in stored.items() if name not in named})
+
+    def _check(self, pack: str, blobs: list[PackedBlob], size: int | None) -> list[Finding]:
+        if size is None:
+            return [Finding(pack, f"pack {pack} is missing; {len(blobs)} blobs are lost with it.", blobs)]
+        if len({blob.kind for blob in blobs}) > 1:
+            self.notes.append(f"pack {pack} holds trees and data; stock restic will repack it when it prunes.")
+        try:
+            return self._check_whole(pack, blobs, size) if self.read_data else self._check_header(pack, blobs, size)
+        except ObjectMissing:
+            return [Finding(pack, f"pack {pack} is missing; {len(blobs)} blobs are lost with it.", blobs)]
+        except DamagedError as error:
+            return [Finding(pack, error.message, _beyond(blobs, size))]
+        except BrsError as error:
+            return [Finding(pack, f"pack {pack} cannot be read: {error.message}", blobs)]
+
+    def _check_header(self, pack: str, blobs: list[PackedBlob], size: int) -> list[Finding]:
+        if size < pack_size(blobs):
+            message = f"pack {pack} is damaged: it has {size} bytes, its blobs need {pack_size(blobs)}."
+            return [Finding(pack, message, _beyond(blobs, size))]
+        header = set(read_header(self.files.backend, self.files.key, pack, size))
+        strange = [blob for blob in blobs if blob not in header]
+        if strange:
+            message = f"pack {pack} is damaged: its header does not know {len(strange)} blobs that the index names."
+            return [Finding(pack, message, strange)]
+        if len(header) > len(blobs):
+            self.notes.append(f"pack {pack} holds {len(header) - len(blobs)} blobs that no index names.")
+        return []
+
+    def _check_whole(self, pack: str, blobs: list[PackedBlob], size: int) -> list[Finding]:
+        if size > _MAX_READ:
+            return [Finding(pack, f"pack {pack} is damaged: it has {size} bytes.", blobs)]
+        content = memoryview(self.files.backend.get(Kind.PACK, pack))
+        self.read_bytes += len(content)
+        self.progress.add(done_bytes=len(content), read_bytes=len(content))
+        findings = [] if self.progress.stopping else self._open_all(pack, blobs, content)
+        if hashlib.sha256(content).hexdigest() != pack and not findings:
+            findings.append(Finding(pack, f"pack {pack} is damaged: its name is not the SHA-256 of its content."))
+        return findings or self._check_header(pack, blobs, len(content))
+
+    def _open_all(self, pack: str, blobs: list[PackedBlob], content: memoryview) -> list[Finding]:
+        findings: list[Finding] = []
+        for blob in blobs:
+            try:
+                open_blob(self.files.key, pack, blob, content[blob.offset : blob.offset + blob.length])
+            except DamagedError as error:
+                findings.append(Finding(pack, error.message, [blob]))
+        return findings
+
+    def _note_orphans(self, orphans: Mapping[str, int]) -> None:
+        """Packs that no index names: left by a killed backup, or just being written. Nothing needs them."""
+        for pack in sorted(orphans):
+            self.progress.check()
+            note = f"pack {pack} is named by no index: left by an interrupted backup, or just being written; harmless."
+            if self.read_data and orphans[pack] <= _MAX_READ:
+                try:
+                    content = self.files.backend.get(Kind.PACK, pack)
+                except ObjectMissing:
+                    continue
+                if hashlib.sha256(content).hexdigest() != pack:
+                    note += " It is damaged."
+            self.notes.append(note)
+
+
+def _beyond(blobs: Sequence[PackedBlob], size: int) -> list[PackedBlob]:
+    """The blobs that reach beyond the end of a pack that was cut; none if only its header is hurt."""
+    return [blob for blob in blobs if blob.offset + blob.length > size]

@@ -1,0 +1,121 @@
+"""Forgetting snapshots by a policy. Their data stay until they are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from node_agent.errors import ConfigError, RepositoryError
+from node_agent.repository.repository import Repository
+from node_agent.repository.retention import Decision, Duration, KeepPolicy, Reason, apply_policy
+from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots, remove_snapshot
+
+__all__ = ["Duration", "ForgetGroup", "ForgetResult", "KeepPolicy", "Reason", "forget", "forget_ids", "plan_forget"]
+
+GROUPINGS = ("host", "paths", "tags")
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetGroup:
+    """What happens to the snapshots of one workload; newest first."""
+
+    host: str
+    paths: list[str]
+    tags: list[str]
+    keep: list[Snapshot]
+    remove: list[Snapshot]
+    reasons: list[Reason]
+
+    def to_json(self) -> dict[str, Any]:
+        """As one element of ``restic forget --json``: lists that are empty are null there."""
+        return {
+            "tags": self.tags or None,
+            "host": self.host,
+            "paths": self.paths or None,
+            "keep": [snapshot.describe_json() for snapshot in self.keep] or None,
+            "remove": [snapshot.describe_json() for snapshot in self.remove] or None,
+            "reasons": [reason.to_json() for reason in self.reasons] or None,
+        }
+
+
+@dataclass(slots=True)
+class ForgetResult:
+    groups: list[ForgetGroup] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # ids that are gone now; empty after a dry run
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [group.to_json() for group in self.groups]
+
+
+def forget(
+    repo: Repository,
+    policy: KeepPolicy,
+    *,
+    group_by: Sequence[str] = ("host", "paths"),
+    hosts: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    tags: Sequence[Sequence[str]] = (),
+    dry_run: bool = False,
+    now: datetime | None = None,
+) -> ForgetResult:
+    """Apply a policy to each group of the snapshots that match; under an exclusive lock unless ``dry_run``.
+
+    Refuses a policy that says nothing, and to remove the last snapshot of a group.
+    """
+    found = list_snapshots(repo, hosts=hosts, paths=paths, tags=tags)
+    result = ForgetResult(plan_forget(found, policy, group_by=group_by, now=now or datetime.now(UTC)))
+    if not dry_run:
+        for group in result.groups:
+            for snapshot in group.remove:
+                remove_snapshot(repo, snapshot.id)
+                result.removed.append(snapshot.id)
+    return result
+
+
+def forget_ids(repo: Repository, specs: Sequence[str], *, dry_run: bool = False) -> ForgetResult:
+    """Remove the named snapshots (ids, their beginnings, ``latest``). Raises SnapshotNotFound before removing any."""
+    names = list(dict.fromkeys(find_snapshot(repo, spec).id for spec in specs))
+    result = ForgetResult()
+    for name in [] if dry_run else names:
+        remove_snapshot(repo, name)
+        result.removed.append(name)
+    return result
+
+
+def plan_forget(
+    snapshots: Sequence[Snapshot], policy: KeepPolicy, *, group_by: Sequence[str], now: datetime
+) -> list[ForgetGroup]:
+    """What a policy would do; pure. Raises ConfigError, RepositoryError (it would leave a group empty)."""
+    if policy.empty:
+        raise ConfigError("No policy was given, so nothing is forgotten.", hint="Give at least one --keep-… option.")
+    if unknown := set(group_by) - set(GROUPINGS):
+        raise ConfigError(
+            f"Snapshots cannot be grouped by {min(unknown)!r}.", hint=f"Known are {', '.join(GROUPINGS)}."
+        )
+    members: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Snapshot]] = {}
+    for snapshot in snapshots:
+        members.setdefault(_group_key(snapshot, group_by), []).append(snapshot)
+    groups = []
+    for (host, paths, tags), group in sorted(members.items()):
+        decision = apply_policy(group, policy, now)
+        if not decision.keep:
+            raise RepositoryError(
+                f"The policy would remove the last snapshot of {host or 'a group'} {' '.join(paths)}".rstrip() + ".",
+                hint="Nothing was removed. Keep at least one, for example with --keep-last 1.",
+            )
+        groups.append(_group(host, paths, tags, decision))
+    return groups
+
+
+def _group_key(snapshot: Snapshot, group_by: Sequence[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    return (
+        snapshot.hostname if "host" in group_by else "",
+        tuple(sorted(snapshot.paths)) if "paths" in group_by else (),
+        tuple(sorted(snapshot.tags)) if "tags" in group_by else (),
+    )
+
+
+def _group(host: str, paths: tuple[str, ...], tags: tuple[str, ...], decision: Decision) -> ForgetGroup:
+    return ForgetGroup(host, list(paths), list(tags), decision.keep, decision.remove, decision.reasons)
