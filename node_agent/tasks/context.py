@@ -40,7 +40,7 @@ class TaskContext:
     cache_dir: Path
     staging_dir: Path
     staging_max_bytes: int = 0
-    drivers: tuple[str, ...] = ()
+    private: tuple[Path, ...] = ()  # the node's own secrets: never part of a backup
     now: Callable[[], float] = time.time  # the server's clock
     issues: Issues = field(default_factory=lambda: Issues(keep=LIST_KEEP))
 

@@ -1,0 +1,54 @@
+"""Which verb does which kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from node_agent.errors import BrsError, RefusedError
+from node_agent.protocol import Result, Spec, TaskKind
+from node_agent.tasks import (
+    backup,
+    browse,
+    download,
+    export,
+    fetch,
+    forget,
+    import_,
+    init,
+    probe,
+    restore,
+    store,
+    verify,
+)
+from node_agent.tasks.context import TaskContext
+
+# Each verb takes the spec of its own kind; protocol.Spec's discriminator has already chosen it.
+VERBS: dict[TaskKind, Callable[[TaskContext, Any], Result]] = {
+    TaskKind.PROBE: probe.run,
+    TaskKind.INIT: init.run,
+    TaskKind.BACKUP: backup.run,
+    TaskKind.EXPORT: export.run,
+    TaskKind.STORE: store.run,
+    TaskKind.RESTORE: restore.run,
+    TaskKind.FETCH: fetch.run,
+    TaskKind.IMPORT: import_.run,
+    TaskKind.DOWNLOAD: download.run,
+    TaskKind.BROWSE: browse.run,
+    TaskKind.FORGET: forget.run,
+    TaskKind.VERIFY: verify.run,
+}
+
+
+def perform(context: TaskContext, spec: Spec) -> Result:
+    """Raises BrsError for what went wrong in a way we know; everything else is an error of ours."""
+    verb = VERBS.get(spec.kind)
+    if verb is None:
+        raise RefusedError(f"This node does no tasks of the kind {spec.kind}.", hint="Update the node.")
+    try:
+        return verb(context, spec)
+    except OSError as error:
+        raise BrsError(
+            f"The node met an error of the operating system: {error.strerror or type(error).__name__}.",
+            hint="The node's log has the details.",
+        ) from error

@@ -1,0 +1,33 @@
+"""Remove snapshots from a repository, alone in it. One that is gone already is reported, not an error."""
+
+from __future__ import annotations
+
+from node_agent.errors import SnapshotNotFound
+from node_agent.protocol import ForgetResult, ForgetSpec
+from node_agent.repository.snapshot import list_snapshots, remove_snapshot
+from node_agent.tasks.context import TaskContext
+from node_agent.tasks.opening import open_repository
+
+
+def run(context: TaskContext, spec: ForgetSpec) -> ForgetResult:
+    context.phase("forget")
+    removed: list[str] = []
+    missing: list[str] = []
+    with open_repository(context, spec.repository, exclusive=True) as (repo, lock):
+        there = {snapshot.id for snapshot in list_snapshots(repo)}
+        context.progress.set(total_files=len(spec.snapshot_ids))
+        for snapshot_id in dict.fromkeys(spec.snapshot_ids):
+            context.progress.check()
+            lock.check()
+            if snapshot_id not in there:
+                missing.append(snapshot_id)
+            else:
+                try:
+                    remove_snapshot(repo, snapshot_id)
+                    removed.append(snapshot_id)
+                except SnapshotNotFound:
+                    missing.append(snapshot_id)
+            context.progress.add(done_files=1)
+    for snapshot_id in missing:
+        context.warn(f"Snapshot {snapshot_id[:8]} was not in the repository any more.")
+    return ForgetResult(removed=removed, missing=missing)

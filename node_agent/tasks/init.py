@@ -1,0 +1,40 @@
+"""Make a repository at a destination. Repeating it is harmless: a crashed init is finished or adopted."""
+
+from __future__ import annotations
+
+from node_agent.errors import RepositoryError, RepositoryMissing
+from node_agent.items import printable
+from node_agent.protocol import InitResult, InitSpec
+from node_agent.repository.backend import open_backend
+from node_agent.repository.repository import Repository
+from node_agent.tasks.context import TaskContext
+
+
+def run(context: TaskContext, spec: InitSpec) -> InitResult:
+    context.phase("init")
+    access = spec.repository
+    backend = open_backend(context.guard.repository(access.url))
+    _must_be_mounted(context, access.url)
+    try:
+        repo = Repository.open(backend, access.password, holder=context.holder, clock=context.now)
+    except RepositoryMissing:
+        repo = Repository.init(backend, access.password, repository_id=access.repository_id or None)
+        context.info("The repository was made.")
+    else:
+        context.info("The repository was there already and opens with this password.")
+    if access.repository_id and repo.id != access.repository_id:
+        raise RepositoryError(
+            f"Another repository lies at {access.url}.",
+            hint="Choose an empty folder, or check that the right file system is mounted.",
+        )
+    return InitResult(repository_id=repo.id)
+
+
+def _must_be_mounted(context: TaskContext, url: str) -> None:
+    """Folders are made below a root, never the root: an unmounted file system must not be filled in its place."""
+    root = context.guard.repository_root(url)
+    if not root.is_dir():
+        raise RepositoryMissing(
+            f"The destination folder {printable(str(root))} is not there.",
+            hint="Mount the file system it stands for, or make the folder.",
+        )

@@ -1,0 +1,82 @@
+"""Opening a repository for a task: inside the roots, the right one, locked, with its index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from node_agent.errors import RepositoryError, RepositoryLocked
+from node_agent.protocol import RepositoryAccess
+from node_agent.repository.backend import open_backend
+from node_agent.repository.lock import Lock
+from node_agent.repository.repository import Repository
+from node_agent.tasks.context import TaskContext
+from node_agent.tasks.throttle import ThrottledBackend
+
+LOCK_WAIT_S = 300.0
+_LOOK_AGAIN_S = 2.0
+
+
+@contextmanager
+def open_repository(
+    context: TaskContext, access: RepositoryAccess, *, exclusive: bool = False, bandwidth_bytes_s: int = 0
+) -> Iterator[tuple[Repository, Lock]]:
+    """For writing (append, or ``exclusive`` for removing). The index is loaded under the lock."""
+    with ExitStack() as stack:
+        repo = stack.enter_context(_opened(context, access, bandwidth_bytes_s))
+        lock = _locked(context, repo, stack, exclusive=exclusive)
+        repo.load_index()
+        yield repo, lock
+
+
+@contextmanager
+def open_for_reading(context: TaskContext, access: RepositoryAccess, *, index: bool = True) -> Iterator[Repository]:
+    """A destination that cannot be written can still be restored from: then without a lock."""
+    with ExitStack() as stack:
+        repo = stack.enter_context(_opened(context, access, 0))
+        _locked(context, repo, stack, exclusive=False, read_only_ok=True)
+        if index:
+            repo.load_index()
+        yield repo
+
+
+def _opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int) -> Repository:
+    backend = open_backend(context.guard.repository(access.url))
+    if bandwidth_bytes_s:
+        backend = ThrottledBackend(backend, bandwidth_bytes_s, context.progress.check)
+    repo = Repository.open(
+        backend, access.password, cache_dir=context.cache_dir, holder=context.holder, clock=context.now
+    )
+    if access.repository_id and repo.id != access.repository_id:
+        raise RepositoryError(
+            f"Another repository lies at {access.url} ({repo.id[:8]} instead of {access.repository_id[:8]}).",
+            hint="Check that the right file system is mounted at the destination.",
+        )
+    return repo
+
+
+def _locked(
+    context: TaskContext, repo: Repository, stack: ExitStack, *, exclusive: bool, read_only_ok: bool = False
+) -> Lock:
+    """Waits for other users of the repository, but never past a wish to stop."""
+    until = time.monotonic() + LOCK_WAIT_S
+    told = False
+    while True:
+        context.progress.check()
+        try:
+            return stack.enter_context(repo.lock(exclusive=exclusive, read_only_ok=read_only_ok))
+        except RepositoryLocked as error:
+            if time.monotonic() > until:
+                raise
+            if not told:
+                context.info(f"Waiting: {error.message}")
+                told = True
+        _wait(context, _LOOK_AGAIN_S)
+
+
+def _wait(context: TaskContext, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        context.progress.check()
+        time.sleep(0.1)

@@ -1,0 +1,113 @@
+"""Connection test: looks at a path or a destination as this node's user, and says in words what it found."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from node_agent.drivers.base import Finding
+from node_agent.errors import BrsError, RepositoryMissing
+from node_agent.items import printable
+from node_agent.protocol import ProbeCheck, ProbeResult, ProbeSpec
+from node_agent.repository.backend import open_backend
+from node_agent.repository.repository import Repository
+from node_agent.tasks.context import TaskContext
+from node_agent.tasks.sources import driver_for
+
+
+def run(context: TaskContext, spec: ProbeSpec) -> ProbeResult:
+    context.phase("probe")
+    if spec.driver:
+        findings, place = _source(context, spec)
+    else:
+        findings, place = _destination(context, spec)
+    total, free = _space(place)
+    checks = [ProbeCheck(name=f.name, ok=f.ok, detail=f.detail, hint=f.hint) for f in findings]
+    return ProbeResult(checks=checks, total_bytes=total, free_bytes=free)
+
+
+def _source(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path | None]:
+    try:
+        driver = driver_for(spec.driver, context.guard)
+    except BrsError as error:
+        return [Finding.of("Driver", error)], None
+    findings = driver.probe(spec.path)
+    good = all(finding.ok for finding in findings)
+    return findings, Path(os.path.realpath(spec.path)) if good else None
+
+
+def _destination(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path | None]:
+    url = spec.repository_url or spec.path
+    inside = "Inside the folders this node may keep repositories in"
+    try:
+        place = Path(context.guard.repository(url))
+        root = context.guard.repository_root(url)
+    except BrsError as error:
+        return [Finding.of(inside, error)], None
+    findings = [Finding(inside, ok=True, detail=printable(str(place)))]
+    there = _folder_there(place, root)
+    findings.append(there)
+    if not there.ok:
+        return findings, None
+    existing = place if place.is_dir() else root
+    findings.append(_writable(existing))
+    if spec.password:
+        findings.append(_opens(place, spec.password))
+    return findings, existing
+
+
+def _folder_there(place: Path, root: Path) -> Finding:
+    name = "The folder exists"
+    if place.is_dir():
+        return Finding(name, ok=True, detail=printable(str(place)))
+    if root.is_dir() and not os.path.lexists(place):
+        return Finding(name, ok=True, detail=f"{printable(str(place))} will be made.")
+    return Finding(
+        name,
+        ok=False,
+        detail=f"{printable(str(root if not root.is_dir() else place))} is not a folder on this node.",
+        hint="Mount the file system it stands for, or make the folder.",
+    )
+
+
+def _writable(folder: Path) -> Finding:
+    name = "The node's user may write there"
+    trial = folder / f".brs-probe-{secrets.token_hex(8)}"
+    try:
+        with trial.open("xb") as out:
+            out.write(b"brs")
+            out.flush()
+            os.fsync(out.fileno())
+        trial.unlink()
+    except OSError as error:
+        trial.unlink(missing_ok=True) if os.path.lexists(trial) else None
+        return Finding(
+            name,
+            ok=False,
+            detail=f"{printable(str(folder))}: {error.strerror}.",
+            hint="Check the mount options, the free space and the rights of the node's user.",
+        )
+    return Finding(name, ok=True)
+
+
+def _opens(place: Path, password: str) -> Finding:
+    name = "The repository opens"
+    try:
+        with Repository.open(open_backend(str(place)), password) as repo:
+            return Finding(name, ok=True, detail=f"Repository {repo.id[:8]}.")
+    except RepositoryMissing:
+        return Finding(name, ok=True, detail="There is none yet; it will be made.")
+    except BrsError as error:
+        return Finding.of(name, error)
+
+
+def _space(place: Path | None) -> tuple[int, int]:
+    if place is None:
+        return 0, 0
+    try:
+        usage = shutil.disk_usage(place if place.exists() else place.parent)
+    except OSError:
+        return 0, 0
+    return usage.total, usage.free
