@@ -1,0 +1,154 @@
+# ruff: noqa: ARG002  the signatures are Django REST framework's
+"""REST API of platforms, destinations and repositories: where data comes from, and where it is kept."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.iam.api_fields import NoBody, ScopedSerializer, StrictSerializer
+from apps.iam.api_scope import ReadScopedViewSet, WriteScopedViewSet
+from apps.inventory import repositories, sources
+from apps.inventory.models import Destination, Platform, Repository
+from apps.jobs import requests
+from apps.jobs.api_job import long_work, start
+
+# --- platforms and destinations -------------------------------------------------------------------
+
+
+class PlatformSerializer(ScopedSerializer):
+    class Meta:
+        model = Platform
+        fields = ("id", "tenant", "kind", "name", "node", "created_at")
+
+
+class PlatformViewSet(WriteScopedViewSet):
+    """Platforms: the systems that hold workloads. For files and disk images it is a place on one node."""
+
+    queryset = Platform.objects.all()
+    serializer_class = PlatformSerializer
+    filterset_fields = ("tenant", "kind", "node", "name")
+    search_fields = ("name",)
+    ordering_fields = ("name", "kind", "created_at")
+    ordering = ("name", "pk")
+    fixed: ClassVar[tuple[str, ...]] = ("tenant", "kind")
+
+    @long_work(NoBody)
+    @action(detail=True, methods=["post"])
+    def test(self, request: Request, pk: str) -> Response:
+        """Tests the connection, as a job on the platform's node."""
+        platform = self.get_object()
+        self.body(NoBody)
+        return start(request, lambda: requests.test_platform(request.user, platform))
+
+
+class DestinationSerializer(ScopedSerializer):
+    class Meta:
+        model = Destination
+        fields = (
+            "id",
+            "tenant",
+            "kind",
+            "name",
+            "path",
+            "nodes",
+            "total_bytes",
+            "free_bytes",
+            "problem",
+            "tested_at",
+            "created_at",
+        )
+        read_only_fields = ("total_bytes", "free_bytes", "problem", "tested_at", "created_at")
+
+    def validate_path(self, path: str) -> str:
+        return sources.clean_path(path, "path")
+
+
+class DestinationViewSet(WriteScopedViewSet):
+    """Destinations: where backups are kept."""
+
+    queryset = Destination.objects.prefetch_related("nodes")
+    serializer_class = DestinationSerializer
+    filterset_fields = ("tenant", "kind", "name")
+    search_fields = ("name", "path")
+    ordering_fields = ("name", "total_bytes", "free_bytes", "tested_at", "created_at")
+    ordering = ("name", "pk")
+    fixed: ClassVar[tuple[str, ...]] = ("tenant", "kind")
+
+    @long_work(NoBody)
+    @action(detail=True, methods=["post"])
+    def test(self, request: Request, pk: str) -> Response:
+        """Tests that the destination can be reached and written, as a job on one of its nodes."""
+        destination = self.get_object()
+        self.body(NoBody)
+        return start(request, lambda: requests.test_destination(request.user, destination))
+
+
+# --- repositories ---------------------------------------------------------------------------------
+
+
+class RepositorySerializer(ScopedSerializer):
+    url = serializers.CharField(read_only=True, help_text="The folder, as the destination's nodes see it.")
+
+    class Meta:
+        model = Repository
+        fields = (
+            "id",
+            "tenant",
+            "destination",
+            "url",
+            "repository_id",
+            "state",
+            "problem",
+            "stored_bytes",
+            "verified_at",
+            "kit_saved_at",
+            "created_at",
+        )
+        read_only_fields = fields
+
+
+class VerifySerializer(StrictSerializer):
+    read_data = serializers.BooleanField(
+        default=False, help_text="Read and decrypt every byte, not the structure only."
+    )
+
+
+class RepositoryViewSet(ReadScopedViewSet):
+    """Repositories: what a tenant keeps at a destination, in restic's format. They are made by the first backup."""
+
+    queryset = Repository.objects.select_related("tenant", "destination").order_by("created_at", "pk")
+    serializer_class = RepositorySerializer
+    filterset_fields = ("tenant", "destination", "state")
+    ordering_fields = ("created_at", "stored_bytes", "verified_at")
+
+    @long_work(VerifySerializer)
+    @action(detail=True, methods=["post"])
+    def verify(self, request: Request, pk: str) -> Response:
+        """Checks the repository, as a job."""
+        repository = self.get_object()
+        values = self.body(VerifySerializer)
+        return start(request, lambda: requests.verify(request.user, repository, read_data=values["read_data"]))
+
+    @extend_schema(request=NoBody, responses={(200, "text/plain"): OpenApiResponse(OpenApiTypes.STR)})
+    @action(detail=True, methods=["post"])
+    def kit(self, request: Request, pk: str) -> HttpResponse:
+        """The recovery kit as text: address, password and commands that restore without BRS.
+
+        Reading it takes the right for it, and is audited; hence POST.
+        """
+        repository = self.get_object()
+        self.body(NoBody)
+        text = repositories.kit(request.user, repository)
+        headers = {
+            "Cache-Control": "no-store",
+            "Content-Disposition": f'attachment; filename="kit-{repository.pk}.txt"',
+        }
+        return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)

@@ -1,0 +1,200 @@
+# ruff: noqa: ARG002  the signatures are Django REST framework's
+"""REST API of policies with their schedules, and what their retention would do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.catalog.models import CopyState, PointCopy, PointOutcome
+from apps.errors import DomainError
+from apps.iam import access, audit
+from apps.iam.api_fields import ScopedField, ScopedSerializer, StrictSerializer
+from apps.iam.api_scope import WriteScopedViewSet
+from apps.inventory.models import Workload
+from apps.policies import retention, schedule
+from apps.policies.assignment import retention_of, rule_of
+from apps.policies.models import Policy, Schedule
+
+SCHEDULES_MOST = 20
+KEEP_MOST = 100_000
+KEEPS = ("last", "hourly", "daily", "weekly", "monthly", "yearly", "within_days")
+
+
+class ScheduleSerializer(ScopedSerializer):
+    id = serializers.UUIDField(required=False, help_text="Of a schedule that stays; without it a new one is made.")
+    description = serializers.SerializerMethodField(help_text="The cron line in words.")
+    next_run = serializers.SerializerMethodField(help_text="When it is due next; null: never or not enabled.")
+
+    class Meta:
+        model = Schedule
+        fields = ("id", "mode", "cron", "enabled", "description", "next_run")
+
+    def get_description(self, row: Schedule) -> str:
+        return str(schedule.describe(row.cron))
+
+    def get_next_run(self, row: Schedule) -> str | None:
+        if not (row.enabled and row.policy.enabled):
+            return None
+        moment = schedule.next_run(row.cron, row.policy.time_zone, timezone.now())
+        return moment.isoformat().replace("+00:00", "Z") if moment else None
+
+    def _refuse_strange(self, data: Any) -> None:
+        # What a GET answered may come back: these two follow from the others.
+        super()._refuse_strange({name: data[name] for name in data if name not in {"description", "next_run"}})
+
+
+class PolicySerializer(ScopedSerializer):
+    schedules = ScheduleSerializer(many=True, required=False, max_length=SCHEDULES_MOST)
+    workloads = serializers.IntegerField(source="assignments.count", read_only=True, help_text="How many it covers.")
+
+    class Meta:
+        model = Policy
+        fields = (
+            "id",
+            "tenant",
+            "name",
+            "enabled",
+            "destination",
+            "staging",
+            "time_zone",
+            "start_window_minutes",
+            "objective_hours",
+            "priority",
+            "list_files",
+            *(f"keep_{name}" for name in KEEPS),
+            "schedules",
+            "workloads",
+            "created_at",
+        )
+        extra_kwargs = {f"keep_{name}": {"max_value": KEEP_MOST} for name in KEEPS}
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Cron lines and time zone are read as the planner will read them."""
+        attrs = super().validate(attrs)
+        zone = attrs.get("time_zone") or getattr(self.instance, "time_zone", "UTC")
+        lines = [row.get("cron", Schedule._meta.get_field("cron").default) for row in attrs.get("schedules", ())]
+        if "time_zone" in attrs:
+            lines.append("0 0 * * *")
+        if "time_zone" in attrs and "schedules" not in attrs and self.instance is not None:
+            lines += self.instance.schedules.values_list("cron", flat=True)
+        for line in lines:
+            try:
+                schedule.validate(line, zone)
+            except DomainError as error:
+                raise serializers.ValidationError({"schedules": [f"{error.message} {error.hint}"]}) from None
+        return attrs
+
+    def create(self, validated_data: dict[str, Any]) -> Policy:
+        schedules = validated_data.pop("schedules", [])
+        policy: Policy = super().create(validated_data)
+        self._keep(policy, schedules)
+        return policy
+
+    def update(self, instance: Policy, validated_data: dict[str, Any]) -> Policy:
+        schedules = validated_data.pop("schedules", None)
+        policy: Policy = super().update(instance, validated_data)
+        if schedules is not None:
+            self._keep(policy, schedules)
+        return policy
+
+    def _keep(self, policy: Policy, wanted: list[dict[str, Any]]) -> None:
+        """Makes the policy's schedules those of the body. Known ids stay, and with them the planner's cursor."""
+        known = {row.pk: row for row in policy.schedules.all()}
+        stay = [row["id"] for row in wanted if "id" in row]
+        if len(set(stay)) != len(stay) or any(pk not in known for pk in stay):
+            raise serializers.ValidationError({"schedules": [_("The id is not of a schedule of this policy.")]})
+        policy.schedules.exclude(pk__in=stay).delete()
+        for values in wanted:
+            row = known.get(values.get("id")) or Schedule(policy=policy)
+            for name, value in values.items():
+                if name != "id":
+                    setattr(row, name, value)
+            row.save()
+        policy._prefetched_objects_cache = {}
+
+
+class SimulationSerializer(StrictSerializer):
+    """Rules to try; those left out are the policy's own."""
+
+    workload = ScopedField(queryset=Workload.objects.all(), required=False, allow_null=True, default=None)
+    keep_last = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_hourly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_daily = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_weekly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_monthly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_yearly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+    keep_within_days = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+
+
+class SimulatedPointSerializer(serializers.Serializer):
+    point = serializers.UUIDField()
+    workload = serializers.UUIDField()
+    taken_at = serializers.DateTimeField()
+    keep = serializers.BooleanField()
+    reasons = serializers.ListField(child=serializers.CharField())
+
+
+class SimulationAnswerSerializer(serializers.Serializer):
+    kept = serializers.IntegerField()
+    removed = serializers.IntegerField()
+    points = SimulatedPointSerializer(many=True)
+
+
+class PolicyViewSet(WriteScopedViewSet):
+    """Policies: when backups run, where they go, how long they stay. Nested schedules replace those there are."""
+
+    queryset = Policy.objects.prefetch_related("schedules__policy")
+    serializer_class = PolicySerializer
+    filterset_fields = ("tenant", "enabled", "destination", "name")
+    search_fields = ("name",)
+    ordering_fields = ("name", "priority", "created_at")
+    ordering = ("name", "pk")
+
+    def picture(self, row: Policy) -> dict[str, Any]:
+        return {**audit.snapshot(row), "schedules": rule_of(row)["schedules"]}
+
+    @extend_schema(request=SimulationSerializer, responses=SimulationAnswerSerializer)
+    @action(detail=True, methods=["post"])
+    def simulate(self, request: Request, pk: str) -> Response:
+        """What retention would keep and remove now, with the reasons. Nothing is changed."""
+        policy = self.get_object()
+        values = self.body(SimulationSerializer)
+        tried = {name: values[f"keep_{name}"] for name in KEEPS if f"keep_{name}" in values}
+        rule = retention.Rule(**{**asdict(retention_of(policy)), **tried})
+        workloads = access.visible(request.user, Workload).filter(assignment__policy=policy)
+        if values["workload"] is not None:
+            workloads = access.visible(request.user, Workload).filter(pk=values["workload"].pk)
+        points = [row for workload in workloads for row in self._simulated(workload, policy, rule)]
+        kept = sum(row["keep"] for row in points)
+        answer = {"kept": kept, "removed": len(points) - kept, "points": points}
+        return Response(SimulationAnswerSerializer(answer).data)
+
+    def _simulated(self, workload: Workload, policy: Policy, rule: retention.Rule) -> list[dict[str, Any]]:
+        copies = access.visible(self.request.user, PointCopy).filter(
+            point__workload=workload, repository__destination=policy.destination, state=CopyState.PRESENT
+        )
+        taken = {copy.point_id: copy.point for copy in copies.select_related("point")}
+        facts = [
+            retention.Fact(point.pk, point.taken_at, point.outcome == PointOutcome.COMPLETE, point.hold)
+            for point in taken.values()
+        ]
+        decisions = retention.decide(facts, rule, timezone.now(), schedule.zone(policy.time_zone))
+        return [
+            {
+                "point": one.id,
+                "workload": workload.pk,
+                "taken_at": taken[one.id].taken_at,
+                "keep": one.keep,
+                "reasons": one.reasons,
+            }
+            for one in decisions
+        ]
