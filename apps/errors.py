@@ -33,7 +33,7 @@ class DomainError(Exception):
         super().__init__(self.message)
 
     def as_dict(self) -> dict[str, str]:
-        return {"code": self.error_code, "message": self.message, "hint": self.hint}
+        return {"code": self.error_code, "message": str(self.message), "hint": str(self.hint)}  # both may be lazy
 
 
 class Invalid(DomainError):

@@ -199,6 +199,8 @@ BRS_LEASE_TTL_S = env.number("BRS_LEASE_TTL_S", 60, least=2)
 BRS_LEASE_MARGIN_S = env.number("BRS_LEASE_MARGIN_S", 10, least=0)
 BRS_SPOOL_QUOTA_BYTES = int(env.number("BRS_SPOOL_QUOTA_BYTES", 10 * 1024**3, least=1))
 BRS_BODY_BYTES = 2 * 1024 * 1024  # largest body of any request but the node API's, which has its own limit
+FILE_UPLOAD_MAX_MEMORY_SIZE = BRS_BODY_BYTES + 1  # so that no body is ever written to a temporary file
+BRS_TRUSTED_PROXIES = env.words("BRS_TRUSTED_PROXIES", [])  # addresses whose X-Forwarded-For and -Proto are believed
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -217,6 +219,12 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "brs.api_errors.handle",
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "URL_FORMAT_OVERRIDE": None,  # ?format= would be a filter that nobody knows
+    "NUM_PROXIES": 0,  # throttles count REMOTE_ADDR; else anybody could choose his address
+    "DEFAULT_THROTTLE_RATES": {
+        "user": env.text("BRS_API_RATE", "3000/min"),
+        "anon": env.text("BRS_API_ANONYMOUS_RATE", "30/min"),
+    },
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "BRS API",
@@ -230,6 +238,16 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "PlatformKindEnum": "apps.inventory.models.PlatformKind",
+        "DestinationKindEnum": "apps.inventory.models.DestinationKind",
+        "JobKindEnum": "apps.jobs.models.JobKind",
+        "StateEnum": "apps.jobs.models.State",
+        "NodeStateEnum": "apps.inventory.presence.NodeState",
+        "RepositoryStateEnum": "apps.inventory.models.RepositoryState",
+        "CopyStateEnum": "apps.catalog.models.CopyState",
+        "ProtectionStateEnum": "apps.catalog.models.ProtectionState",
+    },
 }
 
 

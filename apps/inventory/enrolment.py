@@ -11,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import secrets
 import ssl
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from apps.errors import Conflict, Denied, Unavailable
 from apps.iam import access, audit, throttle
 from apps.iam.models import Tenant, User
 from apps.iam.tokens import digest
+from apps.inventory import presence
 from apps.inventory.models import EnrolmentCode, Node
-from node_agent.protocol import Capabilities, EnrolReply, EnrolRequest
+from node_agent.protocol import EnrolReply, EnrolRequest
 
 LIFETIME = timedelta(minutes=15)
 TRIES = 10  # wrong codes from one address …
@@ -57,15 +59,18 @@ def redeem(request: EnrolRequest, remote_addr: str) -> EnrolReply:
     """Makes the node and its token. A repetition by the same start of the node, whose first answer was lost, gets
     a fresh token as long as the first was never used. Raises BadCode, TooMany, Conflict (name taken)."""
     throttle.take("enrol", remote_addr, limit=TRIES, period=TRIES_PERIOD)
+    now = timezone.now()
     with transaction.atomic():
-        code = _use(request)
+        code = _use(request, now)
         node = _node(code, request)
         token = secrets.token_urlsafe(32)
-        _write(node, request, digest(token))
+        _admit(node, digest(token), now)
+        presence.restarted(node, request.incarnation)
+        presence.seen(node, now, node_time=request.node_time, capabilities=request.capabilities, draining=False)
         EnrolmentCode.objects.filter(pk=code.pk).update(node=node)
         audit.record(f"node {node.name}", "node.enrolled", node, detail={"address": remote_addr})
     throttle.give_back("enrol", remote_addr)
-    return EnrolReply(node_id=node.pk, name=node.name, token=token, server_time=timezone.now())
+    return EnrolReply(node_id=node.pk, name=node.name, token=token, server_time=now)
 
 
 def ca_pem() -> str:
@@ -94,13 +99,12 @@ def _may_issue(by: User | str, tenant: Tenant | None, node_name: str) -> None:
         raise Denied(hint="A node that serves every tenant is added by a superuser.")
 
 
-def _use(request: EnrolRequest) -> EnrolmentCode:
-    now = timezone.now()
+def _use(request: EnrolRequest, now: datetime) -> EnrolmentCode:
     code_hash = digest(request.code.strip().partition(".")[0])
     same = EnrolmentCode.objects.filter(code_hash=code_hash, expires_at__gt=now)
-    if same.filter(used_at=None).update(used_at=now) or same.filter(
-        node__incarnation=request.incarnation, node__last_seen_at=None, used_at__isnull=False
-    ).update(used_at=now):
+    # Not seen since it enrolled: then the answer may have been lost on the way.
+    unheard = same.filter(node__incarnation=request.incarnation, node__last_seen_at=F("used_at"))
+    if same.filter(used_at=None).update(used_at=now) or same.filter(pk__in=unheard.values("pk")).update(used_at=now):
         return EnrolmentCode.objects.select_related("node", "tenant").get(code_hash=code_hash)
     raise BadCode
 
@@ -119,8 +123,8 @@ def _node(code: EnrolmentCode, request: EnrolRequest) -> Node:
         return existing
 
 
-def _write(node: Node, request: EnrolRequest, token_hash: str) -> None:
-    now = timezone.now()
+def _admit(node: Node, token_hash: str, now: datetime) -> None:
+    """A clean slate: the new token alone is valid, and a quarantine is over."""
     Node.objects.filter(pk=node.pk).update(
         token_hash=token_hash,
         next_token_hash="",
@@ -130,23 +134,8 @@ def _write(node: Node, request: EnrolRequest, token_hash: str) -> None:
         last_seen_at=None,
         quarantined_at=None,
         quarantine_reason="",
-        incarnation=request.incarnation,
-        **_facts(request.capabilities),
     )
-
-
-def _facts(told: Capabilities) -> dict[str, object]:
-    return {
-        "version": told.version[:40],
-        "hostname": told.hostname[:255],
-        "system": told.system[:200],
-        "kinds": list(told.kinds),
-        "drivers": told.drivers,
-        "labels": told.labels,
-        "roots": told.roots.model_dump(),
-        "slots": told.slots,
-        "staging_bytes": told.staging_bytes,
-    }
+    node.refresh_from_db()
 
 
 def _name_taken(name: str) -> Conflict:
