@@ -1,6 +1,6 @@
 """``make bench``: BRS, restic and two physical yardsticks over one image and one tree, in turn, in one run.
 
-Data is built from real files of this machine; sizes by BENCH_IMAGE_MIB (default 1024) and BENCH_TREE (default /usr/share).
+Data is built from real files of this machine: BENCH_IMAGE_MIB (default 1024), BENCH_TREE (default /usr/share).
 Writes docs/benchmarks.md.
 """
 
