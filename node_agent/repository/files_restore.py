@@ -1,0 +1,369 @@
+"""Restore of a snapshot, whole or in part, into a folder.
+
+Folders first, as they are met; files in batches, whose blobs are read pack by pack; a folder's own metadata
+when all in it is done. One item's failure is not the run's: it is left out and listed. A full target ends the run.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from node_agent.errors import DamagedError
+from node_agent.items import Issue, Issues, printable
+from node_agent.progress import Progress
+from node_agent.repository.files_browse import dump, find_node, list_tree, normal_path
+from node_agent.repository.open_files import allow_many
+from node_agent.repository.repository import Repository
+from node_agent.repository.restore_content import ContentWriter, FileJob
+from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open
+from node_agent.repository.restore_target import (
+    Folder,
+    InTheWay,
+    discard,
+    enter,
+    is_safe_name,
+    lookup,
+    open_below,
+    open_target,
+    put_in_place,
+    temporary_name,
+    translate,
+)
+from node_agent.repository.tree import Node, load_tree
+
+__all__ = ["Overwrite", "RestoreResult", "dump", "list_tree", "restore"]
+
+Overwrite = Literal["never", "changed", "always"]
+
+BATCH_FILES = 200  # each keeps itself and perhaps its folder open
+BATCH_BLOBS = 2048
+BATCH_BYTES = 128 << 20
+
+
+@dataclass(slots=True)
+class RestoreResult:
+    """``damaged`` files could not be restored because of the repository; all that is missing is in the issues."""
+
+    files: int = 0
+    dirs: int = 0
+    others: int = 0  # links, FIFOs, devices
+    skipped: int = 0  # left as they were by the overwrite rule
+    damaged: int = 0
+    bytes_written: int = 0
+
+
+def restore(
+    repo: Repository,
+    snapshot_id: str,
+    target: Path,
+    *,
+    include: Sequence[bytes] = (),
+    strip: bytes | None = None,
+    overwrite: Overwrite = "always",
+    progress: Progress,
+    issues: Issues,
+    verify: bool = False,
+) -> RestoreResult:
+    """Recreate a snapshot's files below ``target``, which is made if it does not exist.
+
+    ``include``: paths in the snapshot, with what lies below them; empty means all. ``strip``: a folder (or file) in the
+    snapshot whose content is put into ``target`` directly. ``overwrite`` decides about files that exist: ``never``
+    leaves them, ``changed`` rewrites those of other size or time, ``always`` all. Folders are never removed.
+    ``verify`` reads every file back. The index must have been loaded.
+    Raises SnapshotNotFound, SourceMissing (a path that is not in the snapshot), TargetError, TargetFull.
+    """
+    allow_many()
+    selection = _Selection([normal_path(path) for path in include])
+    top, base = _start(repo, snapshot_id, strip, selection)
+    if not progress.counters.total_bytes:
+        _measure(repo, top, base, selection, progress)
+    fd, created = open_target(target)
+    run = _Run(repo, fd, selection, overwrite, progress, issues, verify)
+    run.walk(top, base, created)
+    return run.result
+
+
+def _start(repo: Repository, snapshot_id: str, strip: bytes | None, selection: _Selection) -> tuple[Node, bytes]:
+    """The folder to begin with (nameless if the target does not become it) and its path, without a slash at the end."""
+    base = normal_path(strip or b"/")
+    top = find_node(repo, snapshot_id, base)
+    for path in selection.paths:
+        find_node(repo, snapshot_id, path)
+    if not top.is_dir:
+        selection.only(base)
+        base = os.path.dirname(base)
+        top = replace(find_node(repo, snapshot_id, base), name=b"")
+    return top, base.rstrip(b"/")
+
+
+class _Selection:
+    def __init__(self, paths: list[bytes]) -> None:
+        self.paths = [] if b"/" in paths else paths
+
+    def only(self, path: bytes) -> None:
+        self.paths = [path]
+
+    def takes(self, path: bytes) -> bool:
+        """Whether the path itself is wanted."""
+        return not self.paths or any(path == wanted or path.startswith(wanted + b"/") for wanted in self.paths)
+
+    def leads(self, path: bytes) -> bool:
+        """Whether something below the path is wanted."""
+        return any(wanted.startswith(path + b"/") for wanted in self.paths)
+
+
+def _measure(repo: Repository, top: Node, base: bytes, selection: _Selection, progress: Progress) -> None:
+    """Set the totals, so that the run can say how far it is. Damaged folders are told of later."""
+    size = files = 0
+    stack = [(top, base)]
+    while stack:
+        folder, path = stack.pop()
+        progress.check()
+        try:
+            nodes = load_tree(repo, folder.subtree) if folder.subtree is not None else []
+        except DamagedError:  # the restore itself meets it again, and names it
+            continue
+        for node in nodes:
+            child = path + b"/" + node.name
+            if node.is_dir and (selection.takes(child) or selection.leads(child)):
+                stack.append((node, child))
+            elif node.is_file and selection.takes(child):
+                size += max(0, node.size)
+                files += 1
+    progress.set(total_bytes=size, total_files=files)
+
+
+@dataclass(slots=True)
+class _Frame:
+    folder: Folder
+    path: bytes
+    nodes: Iterator[Node]
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstName:
+    """Where a file with several names was restored first."""
+
+    parts: tuple[bytes, ...]
+    name: bytes
+    content: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class _Batch:
+    files: list[FileJob] = field(default_factory=list)
+    links: list[FileJob] = field(default_factory=list)  # further names of files that come earlier
+    blobs: int = 0
+    size: int = 0
+
+    @property
+    def full(self) -> bool:
+        many = len(self.files) + len(self.links) >= BATCH_FILES
+        return many or self.blobs >= BATCH_BLOBS or self.size >= BATCH_BYTES
+
+    def add(self, job: FileJob) -> None:
+        self.files.append(job)
+        self.blobs += len(job.node.content)
+        self.size += job.node.size
+
+
+class _Run:
+    def __init__(
+        self,
+        repo: Repository,
+        target_fd: int,
+        selection: _Selection,
+        overwrite: Overwrite,
+        progress: Progress,
+        issues: Issues,
+        verify: bool,
+    ) -> None:
+        self._repo = repo
+        self._target_fd = target_fd
+        self._selection = selection
+        self._overwrite = overwrite
+        self._progress = progress
+        self._issues = issues
+        self._notes = Notes()
+        self._content = ContentWriter(repo, progress, self._notes, verify)
+        self._batch = _Batch()
+        self._first_names: dict[tuple[int, int], _FirstName] = {}
+        self.result = RestoreResult()
+
+    def walk(self, top: Node, base: bytes, created: bool) -> None:
+        """Restore everything below ``top``. Takes over the target's descriptor."""
+        node = top if created and top.name else None
+        root = Folder(self._target_fd, base or b"/", (), node, None, self._finish_folder)
+        stack = [_Frame(root, base, self._children(top, base))]
+        try:
+            while stack:
+                frame = stack[-1]
+                child = next(frame.nodes, None)
+                if child is None:
+                    if len(stack) == 1:
+                        self._flush()
+                    stack.pop().folder.release()
+                    continue
+                self._progress.check()
+                deeper = self._visit(frame, child)
+                if deeper is not None:
+                    stack.append(deeper)
+                if self._batch.full:
+                    self._flush()
+        finally:
+            for job in [*self._batch.files, *self._batch.links]:
+                job.folder.release()
+            while stack:
+                stack.pop().folder.release()
+            self.result.bytes_written = self._content.bytes_written
+            self._notes.tell(self._issues)
+
+    def _children(self, node: Node, path: bytes) -> Iterator[Node]:
+        if node.subtree is None:
+            return iter(())
+        try:
+            return iter(load_tree(self._repo, node.subtree))
+        except DamagedError as error:
+            self._damaged(path or b"/", f"The folder's list of files is damaged: {error}")
+            return iter(())
+
+    def _visit(self, frame: _Frame, node: Node) -> _Frame | None:
+        path = frame.path + b"/" + node.name
+        if not is_safe_name(node.name):
+            self._damaged(path, "Its name could lead outside of the target; it was not restored.")
+            return None
+        wanted = self._selection.takes(path)
+        if not wanted and not (node.is_dir and self._selection.leads(path)):
+            return None
+        try:
+            if node.is_dir:
+                return self._enter(frame.folder, node, path, wanted)
+            self._restore_entry(frame.folder, node, path)
+        except InTheWay as error:
+            self._leave_out(path, "in-the-way", str(error))
+        except OSError as error:
+            whole = translate(error, path)
+            if whole is not None:
+                raise whole from error
+            self._leave_out(path, "not-written", f"It cannot be written: {error.strerror}.")
+        return None
+
+    def _enter(self, parent: Folder, node: Node, path: bytes, wanted: bool) -> _Frame:
+        fd, created = enter(parent, node.name, self._overwrite)
+        # A folder that only leads to what is wanted keeps what it is, if it was there.
+        own = node if created or (wanted and self._overwrite != "never") else None
+        self.result.dirs += wanted
+        folder = Folder(fd, path, (*parent.parts, node.name), own, parent.hold(), self._finish_folder)
+        return _Frame(folder, path, self._children(node, path))
+
+    def _finish_folder(self, folder: Folder) -> None:
+        if folder.node is not None:
+            apply_to_open(folder.fd, folder.node, folder.path, self._notes)
+
+    # --- entries that are no folders ---
+
+    def _restore_entry(self, folder: Folder, node: Node, path: bytes) -> None:
+        existing = lookup(folder, node.name)
+        if existing is not None and stat.S_ISDIR(existing.st_mode):
+            raise InTheWay("A folder is in its place.")
+        if existing is not None and self._keeps(existing, node):
+            self.result.skipped += 1
+            self._progress.add(done_files=int(node.is_file), done_bytes=node.size)
+        elif node.is_file:
+            self._queue_file(folder, node, path)
+        elif node.type == "socket":
+            self._notes.add("socket", path)
+        else:
+            self._make_special(folder, node, path)
+
+    def _keeps(self, existing: os.stat_result, node: Node) -> bool:
+        if self._overwrite == "never":
+            return True
+        same = stat.S_ISREG(existing.st_mode) and node.is_file and existing.st_size == node.size
+        return self._overwrite == "changed" and same and existing.st_mtime_ns == node.mtime
+
+    def _queue_file(self, folder: Folder, node: Node, path: bytes) -> None:
+        job = FileJob(folder.hold(), node.name, node, path)
+        if node.links > 1 and node.inode:
+            first = self._first_names.setdefault(
+                (node.device_id, node.inode), _FirstName(folder.parts, node.name, node.content)
+            )
+            # Another content under the same numbers (a merged or hostile snapshot) is another file.
+            if (first.parts, first.name) != (folder.parts, node.name) and first.content == node.content:
+                self._batch.links.append(job)
+                return
+        self._batch.add(job)
+
+    def _make_special(self, folder: Folder, node: Node, path: bytes) -> None:
+        temporary = temporary_name()
+        if node.type == "symlink":
+            os.symlink(node.linktarget, temporary, dir_fd=folder.fd)
+        elif node.type == "fifo":
+            os.mkfifo(temporary, 0o600, dir_fd=folder.fd)
+        elif node.type in ("dev", "chardev"):
+            kind = stat.S_IFBLK if node.type == "dev" else stat.S_IFCHR
+            os.mknod(temporary, kind | 0o600, node.device, dir_fd=folder.fd)
+        else:
+            self._leave_out(path, "unknown-type", f"It is of the unknown type {node.type!r}.")
+            return
+        apply_to_name(folder.fd, temporary, node, path, self._notes)
+        put_in_place(folder, temporary, node.name)
+        self.result.others += 1
+
+    # --- batches ---
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, _Batch()
+        try:
+            self._progress.set(current=printable(batch.files[0].path) if batch.files else "")
+            self._content.write(batch.files)
+            alone = [job for job in batch.links if not self._link(job)]
+            self._content.write(alone)
+            for job in [*batch.files, *alone]:
+                self._count(job)
+        finally:
+            for job in [*batch.files, *batch.links]:
+                job.folder.release()
+
+    def _link(self, job: FileJob) -> bool:
+        """Make another name of a file that was restored; False if it must be written for itself."""
+        first = self._first_names[(job.node.device_id, job.node.inode)]
+        temporary = temporary_name()
+        try:
+            source = open_below(self._target_fd, first.parts)
+            try:
+                found = os.stat(first.name, dir_fd=source, follow_symlinks=False)
+                if not stat.S_ISREG(found.st_mode) or found.st_size != job.node.size:
+                    return False
+                os.link(first.name, temporary, src_dir_fd=source, dst_dir_fd=job.folder.fd, follow_symlinks=False)
+            finally:
+                os.close(source)
+            put_in_place(job.folder, temporary, job.name)
+        except (OSError, InTheWay):  # written for itself instead, which tells what is wrong if that fails too
+            discard(job.folder, temporary)
+            return False
+        self.result.files += 1
+        self._progress.add(done_files=1, done_bytes=job.node.size)
+        return True
+
+    def _count(self, job: FileJob) -> None:
+        if not job.failure:
+            self.result.files += 1
+            self._progress.add(done_files=1)
+        elif job.damaged:
+            self._damaged(job.path, f"It was not restored: {job.failure}")
+        else:
+            self._leave_out(job.path, "not-written", job.failure)
+
+    def _damaged(self, path: bytes, message: str) -> None:
+        self.result.damaged += 1
+        self._leave_out(path, "damaged", message)
+
+    def _leave_out(self, path: bytes, code: str, message: str) -> None:
+        self._issues.add(Issue(printable(path), code, message))
+        self._progress.add(left_out=1)
