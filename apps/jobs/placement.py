@@ -1,0 +1,182 @@
+"""Which queued task may start on which node now, and in plain words why one does not.
+
+Reads only. ``jobs.lease`` asks again under its locks before it hands a task out.
+
+A task may start when its time has come, the step before it is done, its repository has been made, its node
+is fit (kind, labels, tenant, reach of the destination, clock, version, not paused, a free slot), and nobody
+holds its gate: tasks that ``shares`` a gate run together, one that ``excludes`` it runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from django.db import connection
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+
+from apps.inventory import presence
+from apps.inventory.models import Node, RepositoryState
+from apps.inventory.presence import NodeState
+from apps.jobs.models import ACTIVE, State, Task
+from node_agent.protocol import LEASE_CLASS, LeaseClass, TaskKind
+
+GOOD = (State.SUCCEEDED, State.PARTIAL)
+EXCLUSIVE = [kind.value for kind, lease in LEASE_CLASS.items() if lease is LeaseClass.EXCLUSIVE]
+
+NEED_NO_REPOSITORY = (TaskKind.INIT.value, TaskKind.PROBE.value)
+
+
+def refusal(node: Node, *, draining: bool = False) -> str:
+    """Why this node gets no task at all, for its own log; "" when it may have some."""
+    if node.quarantined_at is not None:
+        return _("This node is quarantined: %(reason)s") % {"reason": node.quarantine_reason}
+    if not presence.speaks_our_protocol(node):
+        return _("This node is too old for the server; upgrade it.")
+    if node.paused:
+        return _("This node is paused by an administrator.")
+    return _("This node is stopping.") if draining else ""
+
+
+def candidates(node: Node, now: datetime) -> Iterator[Task]:
+    """Queued tasks that could start on this node now, most urgent first; gates are looked at, not locked."""
+    labels = presence.labels(node)
+    found = (
+        startable(node, now).select_related("job").order_by("-priority", "available_at", "job__created_at", "ordinal")
+    )
+    if connection.vendor == "postgresql":
+        found = found.filter(requires__contained_by=sorted(labels))
+    for task in found.iterator(chunk_size=100):
+        if labels.issuperset(task.requires):
+            yield task
+
+
+def startable(node: Node, now: datetime) -> QuerySet[Task]:
+    """All conditions but the labels, as one query."""
+    found = _ripe(now).filter(kind__in=node.kinds, job__tenant__is_active=True)
+    if node.tenant_id is not None:
+        found = found.filter(job__tenant=node.tenant_id)
+    if presence.clock_is_off(node):
+        found = found.exclude(kind__in=EXCLUSIVE)
+    found = found.filter(Q(same_node=False) | Q(after__node=node))
+    reach = Node.objects.filter(pk=node.pk, destinations=OuterRef("repository__destination"))
+    found = found.filter(Q(repository=None) | Exists(reach))
+    return found.filter(~gate_is_busy())
+
+
+def gate_is_busy() -> Exists:
+    """For a query of tasks: an active task keeps this one from its gate."""
+    inside = Task.objects.filter(state__in=ACTIVE)
+    return Exists(
+        inside.filter(
+            (~Q(excludes="") & (Q(excludes=OuterRef("shares")) | Q(excludes=OuterRef("excludes"))))
+            | (~Q(shares="") & Q(shares=OuterRef("excludes")))
+        )
+    )
+
+
+def _ripe(now: datetime) -> QuerySet[Task]:
+    ready = Q(repository=None) | Q(kind__in=NEED_NO_REPOSITORY) | ~Q(repository__state=RepositoryState.NEW)
+    return Task.objects.filter(
+        ready,
+        Q(after=None) | Q(after__state__in=GOOD),
+        state=State.QUEUED,
+        available_at__lte=now,
+        job__cancel_requested_at=None,
+    )
+
+
+# --- why is it waiting? -----------------------------------------------------------------------------
+
+
+def why_waiting(task: Task, now: datetime) -> str:
+    """One sentence for the operator; "" when the task does not wait."""
+    if task.state != State.QUEUED:
+        return ""
+    return _own_reason(task, now) or _gate_reason(task) or _node_reason(task, now) or _("Starts in a moment.")
+
+
+def _own_reason(task: Task, now: datetime) -> str:
+    if task.available_at > now:
+        when = date_format(task.available_at, "H:i:s")
+        if task.attempt:
+            return _("Tries again at %(when)s UTC. Last time: %(error)s") % {"when": when, "error": task.error_message}
+        return _("Starts at %(when)s UTC.") % {"when": date_format(task.available_at, "Y-m-d H:i")}
+    if task.after is not None and task.after.state not in GOOD:
+        return _("Waits for the step before it.")
+    if not task.job.tenant.is_active:
+        return _("Tenant %(name)s is switched off.") % {"name": task.job.tenant}
+    repository = task.repository
+    if repository is not None and task.kind not in NEED_NO_REPOSITORY and repository.state == RepositoryState.NEW:
+        return _("Waits until the repository at %(name)s is prepared.") % {"name": repository.destination}
+    return ""
+
+
+def _gate_reason(task: Task) -> str:
+    if not task.shares and not task.excludes:
+        return ""
+    alone = Q(excludes__in=[gate for gate in (task.shares, task.excludes) if gate])
+    together = Q(shares=task.excludes) if task.excludes else Q(pk__in=[])
+    holder = Task.objects.filter(alone | together, state__in=ACTIVE).select_related("job").first()
+    return _("Waits until “%(job)s” is finished.") % {"job": holder.job.title} if holder is not None else ""
+
+
+def _node_reason(task: Task, now: datetime) -> str:
+    nodes = list(Node.objects.filter(Q(tenant=None) | Q(tenant=task.job.tenant_id)).exclude(last_seen_at=None))
+    if not nodes:
+        return _("No node is enrolled for this tenant.")
+    fitting = [node for node in nodes if presence.labels(node).issuperset(task.requires) and _same_node(task, node)]
+    if not fitting:
+        return _no_label(task, nodes)
+    if task.repository is not None:
+        reached = set(task.repository.destination.nodes.values_list("pk", flat=True))
+        fitting = [node for node in fitting if node.pk in reached]
+        if not fitting:
+            return _("No node that could do it reaches %(name)s.") % {"name": task.repository.destination}
+    reasons = [_unfit(task, node, now) for node in fitting]
+    return "" if "" in reasons else reasons[0]
+
+
+def _same_node(task: Task, node: Node) -> bool:
+    return not task.same_node or task.after is None or task.after.node_id == node.pk
+
+
+def _no_label(task: Task, nodes: list[Node]) -> str:
+    wanted = next((label[5:] for label in task.requires if str(label).startswith("node:")), "")
+    named = Node.objects.filter(pk=wanted).first() if wanted else (task.after.node if task.same_node else None)
+    if named is not None and named.last_seen_at is None:
+        return _("Node %(name)s is not enrolled.") % {"name": named}
+    missing = sorted(set(task.requires) - set().union(*(presence.labels(node) for node in nodes)))
+    if named is not None:
+        return _("Node %(name)s cannot do it.") % {"name": named}
+    return _("No node has %(labels)s.") % {"labels": ", ".join(missing or task.requires)}
+
+
+def _unfit(task: Task, node: Node, now: datetime) -> str:
+    """Why this node, which has the labels, does not take it; "" when it will."""
+    name = {"name": node.name}
+    state = presence.state(node, now)
+    if state == NodeState.OFFLINE:
+        return _("Node %(name)s is offline.") % name
+    if state == NodeState.QUARANTINED:
+        return _("Node %(name)s is quarantined.") % name
+    if state == NodeState.OUTDATED:
+        return _("Node %(name)s is too old; upgrade it.") % name
+    if state == NodeState.PAUSED:
+        return _("Node %(name)s is paused.") % name
+    if state == NodeState.DRAINING:
+        return _("Node %(name)s is stopping.") % name
+    if task.kind not in node.kinds:
+        return _("Node %(name)s cannot do this kind of task.") % name
+    if task.kind in EXCLUSIVE and presence.clock_is_off(node):
+        return _("The clock of node %(name)s is off by more than 5 minutes.") % name
+    if busy(node) >= node.slots:
+        return _("Node %(name)s is busy with other tasks.") % name
+    return ""
+
+
+def busy(node: Node) -> int:
+    """How many tasks it holds."""
+    return Task.objects.filter(node=node, state__in=ACTIVE).count()
