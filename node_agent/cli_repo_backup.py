@@ -1,0 +1,232 @@
+"""``repo init``, ``backup`` and ``backup-image``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from node_agent.cli_session import (
+    human_size,
+    lock_wait_s,
+    open_repository,
+    print_json,
+    progress_shown,
+    read_password,
+    report_issues,
+    repository_url,
+    split_tags,
+    wants_json,
+)
+from node_agent.drivers.image import open_image
+from node_agent.errors import ConfigError, SnapshotNotFound, SourceError
+from node_agent.items import Extent, Issues
+from node_agent.progress import Progress
+from node_agent.repository.backend import open_backend
+from node_agent.repository.files import backup_files
+from node_agent.repository.image import ImageBackup, backup_images
+from node_agent.repository.publish import BackupResult
+from node_agent.repository.repository import Lock, Repository
+from node_agent.repository.snapshot import find_snapshot
+
+_EXTENTS_HINT = 'The file must hold [{"offset": bytes, "length": bytes}, …]; correct it, or back up without it.'
+_MAX_EXTENTS_FILE = 1 << 30
+
+
+def init(args: argparse.Namespace) -> int:
+    url = repository_url(args)
+    password = read_password(args)
+    repo = Repository.init(open_backend(url), password)
+    if wants_json(args):
+        print_json({"message_type": "initialized", "id": repo.id, "repository": url})
+    else:
+        print(f"created repository {repo.id[:10]} at {url}")
+        print("Keep the password safe: without it nobody can read the repository.")
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    roots = [Path(os.path.abspath(path)) for path in args.paths]
+    paths = [str(root) for root in roots]
+    excludes = [*args.exclude, *_patterns(args.exclude_file)]
+
+    def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
+        parent = None if args.force else _parent_id(repo, args.parent, host, paths)
+        return backup_files(
+            repo,
+            lock,
+            roots,
+            host=host,
+            paths=paths,
+            tags=split_tags(args.tag),
+            excludes=excludes,
+            parent=parent,
+            progress=progress,
+            issues=issues,
+            time=datetime.now(UTC),
+            one_file_system=args.one_file_system,
+            compression=args.compression,
+        )
+
+    return _run(args, run)
+
+
+def backup_image(args: argparse.Namespace) -> int:
+    if args.changed_extents and not args.parent:
+        raise ConfigError(
+            "--changed-extents needs --parent: extents say what changed since one certain snapshot.",
+            hint="Give --parent with the snapshot at whose instant the change tracking began.",
+        )
+    path = Path(os.path.abspath(args.file))
+    name = args.name or path.stem
+    # Without --backing-root, backing files are only allowed beside the image; the image itself may lie anywhere.
+    roots = [path.resolve().parent, *map(Path, args.backing_root)]
+    with open_image(path, format=args.format, roots=roots) as source:
+        changed = read_extents(Path(args.changed_extents), source.size) if args.changed_extents else None
+
+        def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
+            paths = [str(path)]
+            return backup_images(
+                repo,
+                lock,
+                [ImageBackup(name, source, changed, source.changed)],
+                host=host,
+                paths=paths,
+                tags=split_tags(args.tag),
+                parent=_parent_id(repo, args.parent, host, paths),
+                progress=progress,
+                issues=issues,
+                time=datetime.now(UTC),
+                sample=args.sample,
+                compression=args.compression,
+            )
+
+        return _run(args, run)
+
+
+def read_extents(path: Path, image_size: int) -> list[Extent]:
+    """The change list in a file, each entry proven to be sensible. Raises SourceError that says which is not."""
+    try:
+        if path.stat().st_size > _MAX_EXTENTS_FILE:
+            raise SourceError(f"The change list {path} is larger than 1 GiB.", hint=_EXTENTS_HINT)
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"The change list {path} cannot be read: {error.strerror}.", hint=_EXTENTS_HINT) from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"The change list {path} is not JSON: {error}.", hint=_EXTENTS_HINT) from error
+    if not isinstance(value, list):
+        raise SourceError(f"The change list {path} holds no list.", hint=_EXTENTS_HINT)
+    return [_extent(entry, f"{path}, entry {number}", image_size) for number, entry in enumerate(value, 1)]
+
+
+def _extent(entry: object, where: str, image_size: int) -> Extent:
+    if not isinstance(entry, dict):
+        raise SourceError(f"{where}: {entry!r:.80} is not an object with offset and length.", hint=_EXTENTS_HINT)
+    numbers = []
+    for key in ("offset", "length"):
+        number = entry.get(key)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise SourceError(
+                f'{where}: "{key}" must be a whole number of bytes, not {number!r:.80}.', hint=_EXTENTS_HINT
+            )
+        numbers.append(number)
+    offset, length = numbers
+    if offset + length > image_size:
+        raise SourceError(
+            f"{where}: offset {offset} with length {length} ends beyond the image, which has {image_size} bytes.",
+            hint="The change list belongs to another image, or to another size of it; back up without it.",
+        )
+    return Extent(offset, length)
+
+
+def _patterns(files: Sequence[str]) -> list[str]:
+    patterns: list[str] = []
+    for name in files:
+        try:
+            patterns += Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise ConfigError(
+                f"The file of patterns {name} cannot be read: {error.strerror}.", hint="Check it."
+            ) from error
+    return patterns
+
+
+def _parent_id(repo: Repository, given: str | None, host: str, paths: Sequence[str]) -> str | None:
+    """The named parent, which must exist, or the latest snapshot of the same host and exactly these paths."""
+    if given:
+        return find_snapshot(repo, given, hosts=[host] if given == "latest" else (), paths=_same(given, paths)).id
+    try:
+        found = find_snapshot(repo, "latest", hosts=[host], paths=paths)
+    except SnapshotNotFound:
+        return None
+    return found.id if set(found.paths) == set(paths) else None
+
+
+def _same(given: str, paths: Sequence[str]) -> Sequence[str]:
+    return paths if given == "latest" else ()
+
+
+_Backup = Callable[[Repository, Lock, str, Progress, Issues], BackupResult]
+
+
+def _run(args: argparse.Namespace, run: _Backup) -> int:
+    """What all backups share: open, lock, run, tell. 3 when something was left out."""
+    started = time.monotonic()
+    issues = Issues()
+    host = args.host or socket.gethostname()
+    with open_repository(args) as repo, progress_shown(args) as progress:
+        with repo.lock(wait_s=lock_wait_s(args)) as lock:
+            repo.load_index()
+            result = run(repo, lock, host, progress, issues)
+    report_issues(issues, as_json=wants_json(args), during="archival")
+    seconds = time.monotonic() - started
+    if wants_json(args):
+        print_json(_summary(result, issues, seconds))
+    else:
+        _tell(result, seconds)
+    if not result.partial:
+        return 0
+    print(f"warning: {issues.left_out} items are not, or not whole, in the snapshot", file=sys.stderr)
+    return 3
+
+
+def _summary(result: BackupResult, issues: Issues, seconds: float) -> dict[str, object]:
+    """restic's summary message, and what BRS adds."""
+    return {
+        "message_type": "summary",
+        "files_new": result.files_new,
+        "files_changed": result.files_changed,
+        "files_unmodified": result.files_unmodified,
+        "dirs_new": 0,
+        "dirs_changed": 0,
+        "dirs_unmodified": 0,
+        "dirs": result.dirs,
+        "data_added": result.new_bytes,
+        "data_added_packed": result.stored_bytes,
+        "total_files_processed": result.files,
+        "total_bytes_processed": result.size_bytes,
+        "total_bytes_read": result.read_bytes,
+        "total_duration": seconds,
+        "snapshot_id": result.snapshot_id,
+        "tree": result.tree_id,
+        "parent": result.parent_id,
+        "block_size": result.block_size,
+        "partial": result.partial,
+        "left_out": issues.left_out,
+        "notes": issues.notes,
+    }
+
+
+def _tell(result: BackupResult, seconds: float) -> None:
+    if result.parent_id:
+        print(f"parent snapshot {result.parent_id[:8]}")
+    print(f"files: {result.files_new} new, {result.files_changed} changed, {result.files_unmodified} unmodified")
+    print(f"processed {result.files} files, {human_size(result.size_bytes)}; read {human_size(result.read_bytes)}")
+    print(f"added {human_size(result.new_bytes)} ({human_size(result.stored_bytes)} stored) in {seconds:.1f} s")
+    print(f"snapshot {result.snapshot_id[:8]} saved")

@@ -1,0 +1,240 @@
+"""``repo snapshots``, ``ls``, ``restore``, ``dump`` and ``stats``: what reads a repository."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from node_agent.cli_session import (
+    human_size,
+    lock_wait_s,
+    open_repository,
+    print_json,
+    progress_shown,
+    report_issues,
+    tag_lists,
+    wants_json,
+)
+from node_agent.items import Issues, printable
+from node_agent.repository import files_restore
+from node_agent.repository.repository import Repository
+from node_agent.repository.rfc3339 import format_ns
+from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots
+from node_agent.repository.stats import Stats, stats_of
+from node_agent.repository.tree import Node
+
+_TYPE_LETTERS = {"dir": "d", "symlink": "L", "dev": "D", "chardev": "Dc", "fifo": "p", "socket": "S"}  # as Go has them
+
+
+@contextlib.contextmanager
+def _reading(args: argparse.Namespace) -> Iterator[Repository]:
+    """An open repository under a shared lock, its index loaded."""
+    with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
+        repo.load_index()
+        yield repo
+
+
+def _find(repo: Repository, args: argparse.Namespace, spec: str) -> Snapshot:
+    return find_snapshot(repo, spec, hosts=args.host, paths=args.path, tags=tag_lists(args.tag))
+
+
+def _chosen(repo: Repository, args: argparse.Namespace) -> list[Snapshot]:
+    if args.ids:
+        return [_find(repo, args, spec) for spec in args.ids]
+    return list_snapshots(repo, hosts=args.host, paths=args.path, tags=tag_lists(args.tag))
+
+
+# --- snapshots ---
+
+
+def snapshots(args: argparse.Namespace) -> int:
+    with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
+        found = _chosen(repo, args)
+    if wants_json(args):
+        print_json([snapshot.describe_json() for snapshot in found])
+        return 0
+    rows = [("ID", "Time", "Host", "Tags", "Paths")]
+    for snapshot in found:
+        when = snapshot.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((snapshot.short_id, when, snapshot.hostname, ",".join(snapshot.tags), " ".join(snapshot.paths)))
+    _print_table(rows)
+    print(f"{len(found)} snapshots")
+    return 0
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if number == 0:
+            print("-" * (sum(widths) + 2 * len(widths) - 2))
+
+
+# --- ls ---
+
+
+def ls(args: argparse.Namespace) -> int:
+    with _reading(args) as repo:
+        snapshot = _find(repo, args, args.snapshot)
+        if wants_json(args):
+            print_json(snapshot.describe_json() | {"struct_type": "snapshot"})
+        else:
+            print(
+                f"snapshot {snapshot.short_id} of {list(snapshot.paths)} at {snapshot.time.isoformat()}:",
+                file=sys.stderr,
+            )
+        for folder in args.folders or ["/"]:
+            deep = args.recursive or not args.folders
+            for path, node in files_restore.list_tree(repo, snapshot.id, os.fsencode(folder), recursive=deep):
+                _print_entry(path, node, args)
+    return 0
+
+
+def _print_entry(path: bytes, node: Node, args: argparse.Namespace) -> None:
+    if wants_json(args):
+        print_json(_entry_json(path, node))
+    elif args.long:
+        when = _local_time(node.mtime)
+        link = f" -> {printable(node.linktarget)}" if node.linktarget else ""
+        print(f"{permissions(node)} {node.uid:5d} {node.gid:5d} {node.size:12d} {when} {printable(path)}{link}")
+    else:
+        print(printable(path))
+
+
+def _entry_json(path: bytes, node: Node) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "name": printable(node.name),
+        "type": node.type,
+        "path": printable(path),
+        "uid": node.uid,
+        "gid": node.gid,
+    }
+    if node.is_file:
+        entry["size"] = node.size
+    return entry | {
+        "mode": node.mode,
+        "permissions": permissions(node),
+        "mtime": format_ns(node.mtime),
+        "atime": format_ns(node.atime),
+        "ctime": format_ns(node.ctime),
+        "struct_type": "node",
+    }
+
+
+def permissions(node: Node) -> str:
+    """As Go prints a mode: letters for type and special bits, then rwx three times."""
+    mode = node.st_mode
+    special = "".join(
+        letter for bit, letter in ((stat.S_ISUID, "u"), (stat.S_ISGID, "g"), (stat.S_ISVTX, "t")) if mode & bit
+    )
+    bits = "".join("rwxrwxrwx"[i] if mode & (1 << (8 - i)) else "-" for i in range(9))
+    return (_TYPE_LETTERS.get(node.type, "") + special or "-") + bits
+
+
+def _local_time(time_ns: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError):  # years that datetime cannot hold
+        return format_ns(time_ns)
+
+
+# --- restore, dump ---
+
+
+def restore(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    issues = Issues()
+    with _reading(args) as repo, progress_shown(args) as progress:
+        snapshot = _find(repo, args, args.snapshot)
+        result = files_restore.restore(
+            repo,
+            snapshot.id,
+            Path(args.target),
+            include=[os.fsencode(path) for path in args.include],
+            strip=os.fsencode(args.strip) if args.strip else None,
+            overwrite=args.overwrite,
+            progress=progress,
+            issues=issues,
+            verify=args.verify,
+        )
+        total = progress.counters.total_bytes
+    report_issues(issues, as_json=wants_json(args), during="restore")
+    if wants_json(args):
+        print_json(
+            {
+                "message_type": "summary",
+                "snapshot_id": snapshot.id,
+                "seconds_elapsed": int(time.monotonic() - started),
+                "files_restored": result.files,
+                "files_skipped": result.skipped,
+                "files_damaged": result.damaged,
+                "dirs": result.dirs,
+                "total_bytes": total,
+                "bytes_written": result.bytes_written,
+                "left_out": issues.left_out,
+                "notes": issues.notes,
+            }
+        )
+    else:
+        print(f"restored {result.files} files, {result.dirs} folders ({human_size(total)}) to {args.target}")
+        if result.skipped:
+            print(f"left {result.skipped} existing files as they were")
+        if args.verify:
+            print("every restored file was read back and proven")
+    if not issues.left_out:
+        return 0
+    print(f"warning: {issues.left_out} items were not restored", file=sys.stderr)
+    return 1 if result.damaged else 3
+
+
+def dump(args: argparse.Namespace) -> int:
+    out = sys.stdout.fileno()
+    with _reading(args) as repo:
+        snapshot = _find(repo, args, args.snapshot)
+        files_restore.dump(repo, snapshot.id, os.fsencode(args.entry), lambda data: _write_all(out, data))
+    return 0
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+# --- stats ---
+
+
+def stats(args: argparse.Namespace) -> int:
+    with _reading(args) as repo, progress_shown(args) as progress:
+        found = stats_of(repo, _chosen(repo, args), progress)
+    if wants_json(args):
+        print_json(_stats_json(found, args.mode))
+        return 0
+    print(f"snapshots:     {found.snapshots}")
+    print(f"files:         {found.files}")
+    print(f"restore size:  {human_size(found.restore_bytes)}")
+    print(f"different data: {human_size(found.unique_bytes)} in {found.blobs} blobs")
+    print(f"stored:        {human_size(found.stored_bytes)} ({found.ratio:.2f} times smaller than the restore size)")
+    return 0
+
+
+def _stats_json(found: Stats, mode: str) -> dict[str, object]:
+    """restic's fields for the mode, and the others."""
+    raw = mode == "raw-data"
+    return {
+        "total_size": found.stored_bytes if raw else found.restore_bytes,
+        "total_file_count": found.entries,
+        "total_blob_count": found.blobs,
+        "snapshots_count": found.snapshots,
+        "total_restore_size": found.restore_bytes,
+        "total_uncompressed_size": found.unique_bytes,
+        "total_stored_size": found.stored_bytes,
+        "compression_ratio": found.unique_bytes / found.stored_bytes if found.stored_bytes else 1.0,
+    }
