@@ -5,8 +5,10 @@ from __future__ import annotations
 from django.contrib import admin
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
+
+from apps.jobs import downloads
 
 handler400 = "brs.api_errors.bad_request"
 handler403 = "brs.api_errors.permission_denied"
@@ -24,5 +26,8 @@ def health(_request: HttpRequest) -> JsonResponse:
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index"), name="home"),
     path("admin/", admin.site.urls),
+    path("api/v1/", include("brs.api_urls")),
+    path("api/v1/", include("brs.api_urls")),
+    path("downloads/<uuid:download>/", downloads.content, name="download-content"),
     path("healthz", health, name="health"),
 ]

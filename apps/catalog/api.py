@@ -182,7 +182,7 @@ class RestorePointViewSet(ReadScopedViewSet):
 
         409 with code “files-unknown” when the server has no list of it: POST to browse/ asks a node for it.
         """
-        copy = self._copy(self.get_object())
+        copy = requests.copy_of(self.get_object())
         limit = whole_number(request, "limit", LIMIT_DEFAULT, least=1, most=LIMIT_MOST)
         offset = whole_number(request, "offset", 0, least=0, most=OFFSET_MOST)
         if text := request.query_params.get("search", "").strip():
@@ -263,10 +263,3 @@ class RestorePointViewSet(ReadScopedViewSet):
         point = self.get_object()
         typed = self.body(DeletePointSerializer)["typed_name"]
         return start(request, lambda: requests.delete_point(request.user, point, typed))
-
-    @staticmethod
-    def _copy(point: RestorePoint) -> PointCopy:
-        for copy in point.copies.all():
-            if copy.state in {CopyState.PRESENT, CopyState.DAMAGED}:
-                return copy
-        raise Conflict(_("No copy of this restore point is left."), hint=_("Choose another restore point."))

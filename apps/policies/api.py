@@ -20,6 +20,7 @@ from apps.iam import access, audit
 from apps.iam.api_fields import ScopedField, ScopedSerializer, StrictSerializer
 from apps.iam.api_scope import WriteScopedViewSet
 from apps.inventory.models import Workload
+from apps.jobs import objectives
 from apps.policies import retention, schedule
 from apps.policies.assignment import retention_of, rule_of
 from apps.policies.models import Policy, Schedule
@@ -158,6 +159,9 @@ class PolicyViewSet(WriteScopedViewSet):
     search_fields = ("name",)
     ordering_fields = ("name", "priority", "created_at")
     ordering = ("name", "pk")
+
+    def after_write(self, row: Policy) -> None:
+        objectives.refresh_policy(row)
 
     def picture(self, row: Policy) -> dict[str, Any]:
         return {**audit.snapshot(row), "schedules": rule_of(row)["schedules"]}
