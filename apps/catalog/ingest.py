@@ -109,10 +109,12 @@ def mark_forgotten(
     """The snapshots are gone from the repository (``missing``: they were gone before). A point whose last copy went
     is deleted from the catalogue; the audit trail keeps its name and the reason. How many points went."""
     gone = set(removed) | set(missing)
-    # Locked, so that two repositories that lose the last two copies of a point at once see each other.
     copies = _of_snapshots(repository, gone).select_related("point__workload", "point__tenant")
     points = {copy.point_id: (copy.point, copy.expire_reason) for copy in copies}
-    list(RestorePoint.objects.select_for_update().filter(pk__in=points).order_by("pk"))
+    # Protection first, like every other writer. Then the points, so that two repositories that lose the last two
+    # copies of a point at once see each other.
+    protection.lock({point.workload_id for point, _reason in points.values()})
+    list(RestorePoint.objects.select_for_update(of=("self",)).filter(pk__in=points).order_by("pk"))
     _of_snapshots(repository, gone).update(state=CopyState.EXPIRED)
     finished = [
         (point, reason)
@@ -189,6 +191,7 @@ def reconcile(repository: Repository, result: VerifyResult, *, since: datetime, 
     Copies that entered the catalogue after ``since`` are not judged: the verification may have looked before them.
     """
     present, damaged = set(result.snapshots), set(result.damaged_snapshots)
+    Repository.objects.select_for_update(no_key=True).get(pk=repository.pk)  # before its copies, as expiry does
     judged = PointCopy.objects.filter(repository=repository, created_at__lt=since).exclude(
         state__in=[CopyState.EXPIRED, CopyState.EXPIRING]
     )

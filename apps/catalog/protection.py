@@ -31,8 +31,14 @@ _BAD_RUNS = {"failed", "cancelled"}  # job states; jobs lie above this module
 
 def refresh(workloads: Iterable[UUID | Workload], now: datetime | None = None) -> None:
     """Compute the rows of these workloads anew."""
-    for workload in workloads:
-        _write(workload.pk if isinstance(workload, Workload) else workload, now or timezone.now())
+    for workload_id in sorted(one.pk if isinstance(one, Workload) else one for one in workloads):
+        _write(workload_id, now or timezone.now())
+
+
+def lock(workloads: Iterable[UUID]) -> None:
+    """Hold the rows of these workloads until the transaction's end. Who also locks points locks these first."""
+    rows = Protection.objects.select_for_update(no_key=True, of=("self",)).filter(workload__in=list(workloads))
+    list(rows.order_by("workload_id"))
 
 
 def refresh_stale(now: datetime) -> int:

@@ -106,6 +106,8 @@ def refuse_unfit(workload: Workload, policy: Policy | None) -> None:
 def make_ready(repository: Repository, by: User | str = "schedule") -> Job | None:
     """An init job for a repository that has not been made, unless one is open. Call within a transaction: the
     row's lock makes it one job, however many ask at once."""
+    if repository.state != RepositoryState.NEW:
+        return None
     locked = Repository.objects.select_for_update(no_key=True).get(pk=repository.pk)
     jobs = Job.objects.filter(repository=repository, kind=JobKind.INIT)
     if locked.state != RepositoryState.NEW or jobs.filter(state__in=OPEN).exists():
@@ -295,7 +297,7 @@ def delete_point(user: User, point: RestorePoint, typed_name: str) -> Job:
     tasks = [building.forgetting(made, number, copy.repository, [copy]) for number, copy in enumerate(copies)]
     lease.add(made, tasks)
     audit.record(user, "point.delete-requested", point, detail={"job": str(made.pk)})
-    objectives.refresh([point.workload_id], now)
+    transaction.on_commit(lambda: objectives.refresh([point.workload_id]))  # later: it locks other rows
     return made
 
 
@@ -305,7 +307,7 @@ def hold(user: User, point: RestorePoint, reason: str) -> RestorePoint:
     if not reason.strip():
         raise Invalid(_("A hold needs a reason."), hint=_("Say who asked for it and why."))
     with transaction.atomic():
-        locked = RestorePoint.objects.select_for_update(of=("self",)).get(pk=point.pk)
+        locked = RestorePoint.objects.select_for_update(no_key=True, of=("self",)).get(pk=point.pk)
         if locked.copies.filter(state=CopyState.EXPIRING).exists():
             raise Conflict(_("This point is being removed already."), hint=_("Cancel the job that removes it first."))
         locked.hold, locked.hold_reason = True, reason.strip()[:300]
@@ -318,7 +320,7 @@ def unhold(user: User, point: RestorePoint) -> RestorePoint:
     """Take the hold off; from then on retention decides. As much as deleting, so it takes that right."""
     access.require(user, Right.DELETE, point)
     with transaction.atomic():
-        locked = RestorePoint.objects.select_for_update(of=("self",)).get(pk=point.pk)
+        locked = RestorePoint.objects.select_for_update(no_key=True, of=("self",)).get(pk=point.pk)
         before, locked.hold, locked.hold_reason = locked.hold_reason, False, ""
         locked.save(update_fields=["hold", "hold_reason"])
         audit.record(user, "point.released", locked, detail={"was": before})
@@ -326,7 +328,7 @@ def unhold(user: User, point: RestorePoint) -> RestorePoint:
 
 
 def _lock_unheld(point: RestorePoint) -> RestorePoint:
-    locked = RestorePoint.objects.select_for_update(of=("self",)).get(pk=point.pk)
+    locked = RestorePoint.objects.select_for_update(no_key=True, of=("self",)).get(pk=point.pk)
     if locked.hold:
         raise Conflict(
             _("The point is held: %(reason)s") % {"reason": locked.hold_reason},

@@ -138,7 +138,7 @@ def copy_of(point: RestorePoint) -> PointCopy:
 
 def _must_stay(point: RestorePoint) -> None:
     """Under the row's lock: from here on the open job keeps expiry from removing the point."""
-    locked = RestorePoint.objects.select_for_update(of=("self",)).filter(pk=point.pk).first()
+    locked = RestorePoint.objects.select_for_update(no_key=True, of=("self",)).filter(pk=point.pk).first()
     if locked is None:
         raise NotFound(_("This restore point has been removed."))
     copy_of(locked)
