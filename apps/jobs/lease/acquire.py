@@ -18,6 +18,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 from pydantic import TypeAdapter, ValidationError
 
+from apps.catalog import ingest
 from apps.errors import DomainError, LeaseLost
 from apps.inventory import presence, repositories
 from apps.inventory.models import Node
@@ -29,6 +30,7 @@ from node_agent.protocol import LeaseClass, LeasedTask, LeaseReply, LeaseRequest
 
 log = logging.getLogger(__name__)
 SPEC: TypeAdapter[Any] = TypeAdapter(Spec)
+WITH_PARENT = (TaskKind.BACKUP.value, TaskKind.STORE.value)
 NO_REPOSITORY_FIELD = (TaskKind.PROBE.value, TaskKind.EXPORT.value, TaskKind.IMPORT.value)
 
 
@@ -224,6 +226,9 @@ def _spec(task: Task) -> Any:
             told |= {"repository_url": access.url, "password": access.password}
         elif task.kind not in NO_REPOSITORY_FIELD:
             told["repository"] = access
+        if task.kind in WITH_PARENT and not task.spec.get("full"):
+            # Chosen now, not when the job was made: what was newest then may have expired since.
+            told["parent"] = ingest.parent_of(task.spec["workload"], task.repository)
     return SPEC.validate_python(told)
 
 
