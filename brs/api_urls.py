@@ -17,7 +17,8 @@ from apps.reports import api as reports
 
 app_name = "api"
 
-router = SimpleRouter(trailing_slash="/?")  # a POST cannot follow a redirect to the other form
+router = SimpleRouter()
+router.trailing_slash = "/?"  # a POST cannot follow a redirect to the other form
 router.register("tenants", iam.TenantViewSet, "tenant")
 router.register("memberships", iam.MembershipViewSet, "membership")
 router.register("users", iam.UserViewSet, "user")

@@ -77,6 +77,7 @@ def routes() -> Iterator[Route]:
                 continue
             allowed = [method for method in mapping if method in viewset.http_method_names]
             path = route.url.replace("{prefix}", prefix).replace("{lookup}", "{pk}").replace("{trailing_slash}", "/")
+            path = path.replace("/?", "/")
             yield Route(basename, path.strip("^$"), (*allowed, *(["head"] if "get" in allowed else []), "options"))
 
 

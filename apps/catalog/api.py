@@ -257,8 +257,8 @@ class RestorePointViewSet(ReadScopedViewSet):
         return Response(self.get_serializer(self.get_object()).data)
 
     @long_work(DeletePointSerializer)
-    @action(detail=True, methods=["post"])
-    def delete(self, request: Request, pk: str) -> Response:
+    @action(detail=True, methods=["post"], url_path="delete")
+    def remove(self, request: Request, pk: str) -> Response:
         """Removes it from its repositories, as a job. There is no way back."""
         point = self.get_object()
         typed = self.body(DeletePointSerializer)["typed_name"]

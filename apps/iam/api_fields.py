@@ -5,6 +5,7 @@ They hold shapes, no rules: who may do what is ``iam.access``'s, what is valid t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.renderers import JSONRenderer
 
 from apps.iam import access
 
@@ -96,7 +98,8 @@ class _Strict:
         instance = getattr(self, "instance", None)
         if instance is None or getattr(self, "parent", None) is not None:
             return {}
-        answered: Mapping[str, Any] = self.to_representation(instance)  # type: ignore[attr-defined]
+        rendered = JSONRenderer().render(self.to_representation(instance))  # type: ignore[attr-defined]
+        answered: Mapping[str, Any] = json.loads(rendered)
         return answered
 
 

@@ -132,7 +132,13 @@ class FilterNames(filters.DjangoFilterBackend):
 
 
 class Search(SearchFilter):
-    """``?search=`` over the viewset's ``search_fields``."""
+    """``?search=`` over the viewset's ``search_fields``; every word must be found."""
+
+    def get_search_terms(self, request: Request) -> list[str]:
+        text = request.query_params.get(self.search_param, "")
+        if "\x00" in text:
+            raise Invalid(_("search holds a NUL character."))
+        return text.split()  # DRF's own reading of quotation marks turns a lone one into “everything”
 
     def get_schema_operation_parameters(self, view: APIView) -> list[dict[str, Any]]:
         return super().get_schema_operation_parameters(view) if getattr(view, "search_fields", ()) else []
