@@ -41,7 +41,8 @@ def prepare() -> None:
     if any((folder / "beat.json").exists() for folder in settings.FIXTURE_DIRS):
         call_command("loaddata", "beat", verbosity=0)
     pki.ensure()
-    settings.SPOOL_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (settings.SPOOL_DIR, settings.STATIC_ROOT):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def run(host: str, port: int, *, standalone: bool) -> None:
