@@ -58,15 +58,17 @@ class Folder:
         return self
 
     def release(self) -> None:
-        self._holders -= 1
-        if self._holders:
-            return
-        try:
-            self.finish(self)
-        finally:
-            os.close(self.fd)
-            if self.parent is not None:
-                self.parent.release()
+        """Let go of it; the last holder finishes it, and so on upwards (a loop: trees are deep)."""
+        here: Folder | None = self
+        while here is not None:
+            here._holders -= 1
+            if here._holders:
+                return
+            try:
+                here.finish(here)
+            finally:
+                os.close(here.fd)
+            here = here.parent
 
 
 def open_target(target: Path) -> tuple[int, bool]:
