@@ -27,7 +27,6 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index"), name="home"),
     path("admin/", admin.site.urls),
     path("api/v1/", include("brs.api_urls")),
-    path("api/v1/", include("brs.api_urls")),
     path("downloads/<uuid:download>/", downloads.content, name="download-content"),
     path("healthz", health, name="health"),
 ]
