@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -44,9 +44,11 @@ def lock(workloads: Iterable[UUID]) -> None:
 def refresh_stale(now: datetime) -> int:
     """Rows that time alone changes (an objective has just been missed) and workloads without a row; how many."""
     stale = list(Workload.objects.filter(protection=None).values_list("pk", flat=True))
-    rows = Protection.objects.filter(state=ProtectionState.PROTECTED, objective_hours__isnull=False)
+    # Of rows that are amber already the sentence grows old: it says by how many hours the objective is missed.
+    told = Q(state=ProtectionState.ATTENTION, updated_at__lt=now - timedelta(minutes=30))
+    rows = Protection.objects.filter(told | Q(state=ProtectionState.PROTECTED), objective_hours__isnull=False)
     for pk, good_at, hours in rows.values_list("pk", "last_good_at", "objective_hours").iterator():
-        if good_at is None or now - good_at > timedelta(hours=hours):
+        if good_at is not None and now - good_at > timedelta(hours=hours):
             stale.append(pk)
     refresh(stale, now)
     return len(stale)
