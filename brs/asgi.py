@@ -6,6 +6,7 @@ The nodes' API stands beside Django, not in it: a thousand long polls must hold 
 from __future__ import annotations
 
 import os
+import warnings
 
 from django.core.asgi import get_asgi_application
 
@@ -20,6 +21,10 @@ from django.conf import settings  # noqa: E402
 from apps.jobs import consumers, node_api  # noqa: E402
 from brs.limits import BodyLimit, Receive, Scope, Send  # noqa: E402
 from node_agent import protocol  # noqa: E402
+
+# WhiteNoise answers with plain iterators; its files are small, so that reading them whole does no harm. Django tells
+# it once a process, for whoever streams something large that way: downloads do not.
+warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 
 NODES = protocol.PREFIX.rpartition("/")[0] + "/"  # "/api/node/", whatever the version
 

@@ -168,7 +168,7 @@ CELERY_TIMEZONE = "UTC"
 
 AUTH_USER_MODEL = "iam.User"
 AUTHENTICATION_BACKENDS = [
-    "django.contrib.auth.backends.ModelBackend",
+    "apps.iam.login.LimitedBackend",
     "guardian.backends.ObjectPermissionBackend",
 ]
 GUARDIAN_RAISE_403 = False

@@ -7,3 +7,6 @@ class AccessConfig(AppConfig):
     label = "iam"
     verbose_name = _("Access")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from apps.iam import login  # noqa: F401  listens to Django's signals
