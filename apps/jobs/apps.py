@@ -7,3 +7,8 @@ class JobsConfig(AppConfig):
     label = "jobs"
     verbose_name = _("Jobs")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from apps.jobs import rights_watch
+
+        rights_watch.connect()

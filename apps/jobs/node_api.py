@@ -250,9 +250,10 @@ async def _lease(request: Request, receive: Receive) -> Reply:
     try:
         with _wakeups.waiting(node.pk, node.tenant_id) as wakeup:
             reply = await _look(node.pk, told, first_look=True)
-            if (reply.cancel or reply.lost) and not reply.tasks:
+            known = {*reply.cancel, *reply.lost}
+            if known:
                 ends = min(ends, loop.time() + SETTLE_S)
-            while not reply.tasks and (left := ends - loop.time()) > 0 and not _wakeups.closed:
+            while _nothing_new(reply, known) and (left := ends - loop.time()) > 0 and not _wakeups.closed:
                 await wakeup.wait(hung_up, min(left, LOOK_AGAIN_S * random.uniform(0.8, 1.2)))
                 if hung_up.done():
                     raise Disconnected  # before it could be given a task that nobody would run
@@ -260,6 +261,10 @@ async def _lease(request: Request, receive: Receive) -> Reply:
         return reply
     finally:
         hung_up.cancel()
+
+
+def _nothing_new(reply: LeaseReply, known: set[UUID]) -> bool:
+    return not reply.tasks and known.issuperset({*reply.cancel, *reply.lost})
 
 
 async def _look(node_id: UUID, told: LeaseRequest, *, first_look: bool) -> LeaseReply:

@@ -84,7 +84,7 @@ def _backup(job: Job, task: Task, report: CompleteReport, result: BackupResult, 
     if job.workload is None or task.repository is None:
         raise Invalid(_("This task has no workload or no repository to keep a point of."))
     outcome = Outcome.PARTIAL if state_of(report) == State.PARTIAL else Outcome.SUCCEEDED
-    ingest.record_backup(
+    job.restore_point = ingest.record_backup(
         task_id=task.pk,
         point_id=UUID(task.spec["point"]),
         workload=job.workload,
@@ -95,6 +95,7 @@ def _backup(job: Job, task: Task, report: CompleteReport, result: BackupResult, 
         left_out_count=report.left_out_count,
         now=now,
     )
+    Job.objects.filter(pk=job.pk).update(restore_point=job.restore_point)
     publish.nudge(job.tenant_id, "points")
 
 

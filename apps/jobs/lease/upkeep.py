@@ -24,7 +24,7 @@ REPOSITORY_PATIENCE = timedelta(seconds=30)
 
 def add(job: Job, tasks: Sequence[Task]) -> bool:
     """Insert a job with its tasks, in one transaction. False, and nothing is written, when a job with this id or
-    ``dedupe_key`` is there already. Links the tasks to the job; fills ``ordinal``, ``priority`` and ``available_at``."""
+    ``dedupe_key`` exists. Links the tasks to the job; fills ``ordinal``, ``priority`` and ``available_at``."""
     for ordinal, task in enumerate(tasks):
         task.job, task.ordinal, task.priority, task.state = job, ordinal, job.priority, State.QUEUED
         task.available_at = task.available_at or job.due_at

@@ -1,0 +1,489 @@
+"""The nodes' API: the door, the wire, and long polls under a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from apps.catalog.models import Directory, RestorePoint
+from apps.inventory.models import Node
+from apps.jobs import lease, node_api, spool
+from apps.jobs.models import Download, JobKind, State, Task
+from node_agent.protocol import (
+    BODY_BYTES,
+    LEASE_TOKEN_HEADER,
+    PIECE_BYTES,
+    PREFIX,
+    CompleteReport,
+    DirectoriesReport,
+    DownloadResult,
+    Entry,
+    LeaseReply,
+    ReleaseReport,
+    TaskKind,
+)
+from node_agent.protocol import Directory as ListOf
+from tests.apps.leasing import (
+    add_backup,
+    capabilities,
+    done,
+    failing,
+    make_job,
+    make_task,
+    request_for,
+    state_of,
+    take,
+    wire,
+    working,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def open_polls(monkeypatch):
+    """A poll server that another test has stopped would answer at once."""
+    monkeypatch.setattr(node_api._wakeups, "closed", False)
+
+
+def signed(token: str, **headers: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}", **headers}
+
+
+async def call(method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> httpx.Response:
+    transport = httpx.ASGITransport(app=node_api.application, raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=transport, base_url="https://server") as client:
+        return await client.request(method, PREFIX + path, content=body, headers=headers)
+
+
+async def in_thread(work, *args):
+    return await sync_to_async(work, thread_sensitive=False)(*args)
+
+
+# --- the door -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "Bearer"])
+@pytest.mark.parametrize("path", ["/lease", "/tasks/{task}/progress", "/tasks/{task}/complete", "/token"])
+async def test_a_token_that_is_not_known_is_401(world, token, path):
+    bodies = {
+        "/lease": wire(request_for(world.alpha.node)),
+        "/token": b'{"request_id": "%s"}' % str(uuid.uuid4()).encode(),
+        "/tasks/{task}/progress": wire(working("x")),
+        "/tasks/{task}/complete": wire(done("x")),
+    }
+    answer = await call("POST", path.format(task=world.alpha.task.pk), bodies[path], signed(token) if token else {})
+    assert answer.status_code == 401
+    assert set(answer.json()) == {"code", "message", "hint"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        b"{}",
+        b'{"request_id": 7}',
+        b'{"request_id": "x", "incarnation": "y", "node_time": "z", "free_slots": -1}',
+        b"[" * 100_000,
+    ],
+)
+async def test_a_malformed_body_is_400_and_names_the_field(world, body):
+    answer = await call("POST", "/lease", body, signed(world.alpha.node_token))
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "malformed" and answer.json()["message"]
+
+
+async def test_what_a_malformed_body_held_is_not_told_back(world):
+    answer = await call("POST", "/lease", b'{"request_id": "hunter2-secret"}', signed(world.alpha.node_token))
+    assert "hunter2" not in answer.text
+
+
+async def test_an_announced_oversize_body_is_413(world):
+    answer = await call("POST", "/lease", b"x" * (BODY_BYTES + 1))
+    assert answer.status_code == 413 and answer.json()["code"] == "too-large"
+
+
+async def test_a_chunked_oversize_body_is_413_before_it_has_all_arrived(world):
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        while sent < 10 * BODY_BYTES:
+            sent += 1024 * 1024
+            yield b"x" * 1024 * 1024
+
+    messages: list[dict] = []
+    source = endless()
+
+    async def receive():
+        return {"type": "http.request", "body": await anext(source), "more_body": True}
+
+    async def send(message):
+        messages.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": PREFIX + "/lease", "headers": [], "query_string": b""}
+    await node_api.application(scope, receive, send)
+    assert messages[0]["status"] == 413
+    assert sent <= BODY_BYTES + 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/tasks/not-a-uuid/progress", 404),
+        ("POST", "/tasks/" + "0" * 36 + "/progress", 404),
+        ("GET", "/lease", 405),
+        ("DELETE", "/ca", 405),
+    ],
+)
+async def test_unknown_addresses_and_methods_are_told_apart(world, method, path, status):
+    answer = await call(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"code", "message", "hint"}
+
+
+async def test_the_certificate_of_the_authority_can_be_fetched_without_a_token(world):
+    assert (await call("GET", "/ca")).status_code == 404
+    Path(settings.PKI_DIR).mkdir(parents=True, exist_ok=True)
+    (Path(settings.PKI_DIR) / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    answer = await call("GET", "/ca")
+    assert (answer.status_code, answer.content) == (200, b"-----BEGIN CERTIFICATE-----\n")
+
+
+async def test_a_bug_is_500_with_a_plain_answer(world, monkeypatch):
+    def broken(*_args, **_facts):
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(lease, "acquire", broken)
+    answer = await call("POST", "/lease", wire(request_for(world.alpha.node)), signed(world.alpha.node_token))
+    assert answer.status_code == 500 and "hunter2" not in answer.text
+    assert set(answer.json()) == {"code", "message", "hint"}
+
+
+# --- a task over the wire -----------------------------------------------------------------------------------
+
+
+async def test_a_backup_goes_over_the_wire_from_the_lease_to_its_end(world):
+    alpha, headers = world.alpha, signed(world.alpha.node_token)
+    task = await in_thread(add_backup, alpha)
+
+    told = await call("POST", "/lease", wire(request_for(alpha.node, capabilities=capabilities())), headers)
+    (handed,) = LeaseReply.model_validate_json(told.content).tasks
+    assert handed.spec.repository.password == alpha.repository_password
+
+    progress = await call("POST", f"/tasks/{task.pk}/progress", wire(working(handed.token)), headers)
+    assert progress.status_code == 200 and progress.json()["cancel"] is False
+    finish = wire(done(handed.token))
+    answers = [await call("POST", f"/tasks/{task.pk}/complete", finish, headers) for _ in range(2)]
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"ok": True})] * 2
+    assert await in_thread(state_of, task) == (State.SUCCEEDED, State.SUCCEEDED)
+    assert await in_thread(RestorePoint.objects.filter(task=task.pk).count) == 1
+
+
+@pytest.mark.parametrize("verb", ["progress", "complete", "fail", "release", "directories/wanted"])
+async def test_a_stale_token_is_409_lease_lost_and_a_foreign_task_404(world, verb):
+    task = await in_thread(add_backup, world.alpha)
+    handed = await in_thread(take, world.alpha.node)
+
+    def body(token: str) -> bytes:
+        if verb == "directories/wanted":
+            return b'{"token": "%s", "tree_ids": []}' % token.encode()
+        makers = {"progress": working, "complete": done, "fail": failing, "release": lambda t: ReleaseReport(token=t)}
+        return wire(makers[verb](token))
+
+    path = f"/tasks/{task.pk}/{verb}"
+    stale = await call("POST", path, body("stale-é"), signed(world.alpha.node_token))
+    assert (stale.status_code, stale.json()["code"]) == (409, "lease-lost")
+    foreign = await call("POST", path, body(handed.token), signed(world.beta.node_token))
+    absent = await call("POST", f"/tasks/{uuid.uuid4()}/{verb}", body("x"), signed(world.beta.node_token))
+    assert foreign.status_code == absent.status_code == 404
+    assert foreign.json() == absent.json()
+
+
+async def test_directories_that_are_known_are_not_asked_for_again(world):
+    task = await in_thread(add_backup, world.alpha)
+    handed = await in_thread(take, world.alpha.node)
+    headers, tree = signed(world.alpha.node_token), "ab" * 32
+    path = f"/tasks/{task.pk}/directories"
+    wanted = b'{"token": "%s", "tree_ids": ["%s"]}' % (handed.token.encode(), tree.encode())
+
+    assert (await call("POST", path + "/wanted", wanted, headers)).json() == {"tree_ids": [tree]}
+    entries = [Entry(name="a", type="file")]
+    piece = wire(DirectoriesReport(token=handed.token, directories=[ListOf(tree_id=tree, entries=entries)]))
+    for _ in range(2):
+        assert (await call("POST", path, piece, headers)).status_code == 200
+    assert (await call("POST", path + "/wanted", wanted, headers)).json() == {"tree_ids": []}
+    assert await in_thread(Directory.objects.filter(tree_id=tree).count) == 1
+
+
+async def test_oversize_and_malformed_reports_change_nothing(world):
+    task = await in_thread(add_backup, world.alpha)
+    handed = await in_thread(take, world.alpha.node)
+    path, headers = f"/tasks/{task.pk}/complete", signed(world.alpha.node_token)
+    broken = await call("POST", path, wire(done(handed.token)).replace(b'"files":3', b'"files":"many"'), headers)
+    assert broken.status_code == 400 and "files" in broken.json()["message"]
+    assert await in_thread(state_of, task) == (State.LEASED, State.LEASED)
+
+
+# --- downloads --------------------------------------------------------------------------------------------------
+
+
+def download_task(world, max_bytes: int = 100) -> tuple[Task, Download]:
+    job = make_job(world.alpha, JobKind.DOWNLOAD)
+    spec = {"snapshot_id": "a" * 64, "path": "/srv/a", "max_bytes": max_bytes}
+    task = make_task(world.alpha, TaskKind.DOWNLOAD, spec=spec)
+    assert lease.add(job, [task])
+    download = Download.objects.create(
+        tenant=world.alpha.tenant,
+        user=world.viewer,
+        job=job,
+        file_name="a",
+        expires_at=timezone.now() + timedelta(hours=1),
+    )
+    return task, download
+
+
+async def test_a_file_arrives_in_pieces_and_is_open_for_its_owner_only(world):
+    task, download = await in_thread(download_task, world)
+    handed = await in_thread(take, world.alpha.node)
+    headers = signed(world.alpha.node_token, **{LEASE_TOKEN_HEADER: handed.token})
+    path = f"/tasks/{task.pk}/upload?offset="
+
+    assert (await call("PUT", path + "0", b"hello ", headers)).status_code == 200
+    gap = await call("PUT", path + "9", b"world", headers)
+    assert (gap.status_code, gap.json()["code"]) == (409, "wrong-offset")
+    for _ in range(2):
+        assert (await call("PUT", path + "6", b"world", headers)).status_code == 200
+    with pytest.raises(Exception, match="on its way"):
+        await in_thread(spool.open_for, world.viewer, download.pk, timezone.now())
+
+    digest = hashlib.sha256(b"hello world").hexdigest()
+    finish = CompleteReport(token=handed.token, result=DownloadResult(size_bytes=11, sha256=digest))
+    answer = await call("POST", f"/tasks/{task.pk}/complete", wire(finish), headers)
+    assert answer.status_code == 200, answer.text
+
+    found, file = await in_thread(spool.open_for, world.viewer, download.pk, timezone.now())
+    assert (found.pk, file.read()) == (download.pk, b"hello world")
+    file.close()
+    for other in (world.owner, world.stranger, world.root):
+        with pytest.raises(Exception, match="no such object"):
+            await in_thread(spool.open_for, other, download.pk, timezone.now())
+    later = timezone.now() + timedelta(hours=2)
+    with pytest.raises(Exception, match="no such object"):
+        await in_thread(spool.open_for, world.viewer, download.pk, later)
+    assert await in_thread(spool.purge, later) == 1
+    assert not spool.path_of(download.pk).exists()
+
+
+async def test_a_damaged_upload_does_not_count(world):
+    task, _download = await in_thread(download_task, world)
+    handed = await in_thread(take, world.alpha.node)
+    headers = signed(world.alpha.node_token, **{LEASE_TOKEN_HEADER: handed.token})
+    await call("PUT", f"/tasks/{task.pk}/upload?offset=0", b"hellO", headers)
+    digest = hashlib.sha256(b"hello").hexdigest()
+    finish = CompleteReport(token=handed.token, result=DownloadResult(size_bytes=5, sha256=digest))
+    answer = await call("POST", f"/tasks/{task.pk}/complete", wire(finish), headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "upload-damaged")
+    assert (await in_thread(Download.objects.get)).ready_at is None
+
+
+async def test_uploads_have_limits(world, settings):
+    task, download = await in_thread(download_task, world)
+    handed = await in_thread(take, world.alpha.node)
+    headers = signed(world.alpha.node_token, **{LEASE_TOKEN_HEADER: handed.token})
+    path = f"/tasks/{task.pk}/upload?offset="
+    too_long = await call("PUT", path + "0", b"x" * 101, headers)
+    too_big = await call("PUT", path + "0", b"x" * (PIECE_BYTES + 1), headers)
+    settings.BRS_SPOOL_QUOTA_BYTES = 10
+    too_full = await call("PUT", path + "0", b"x" * 11, headers)
+    assert [answer.status_code for answer in (too_long, too_big, too_full)] == [413, 413, 413]
+    for offset in ("", "-1", "1e3", "x", "9" * 30):
+        assert (await call("PUT", path + offset, b"x", headers)).status_code == 400
+    stale = signed(world.alpha.node_token, **{LEASE_TOKEN_HEADER: "stale"})
+    assert (await call("PUT", path + "0", b"x", stale)).status_code == 409
+    assert not spool.path_of(download.pk).exists()
+
+
+# --- long polls ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(world) -> Iterator[str]:
+    """The node API under uvicorn, on a port of its own; its address."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(node_api.application, log_level="warning", lifespan="off", backlog=1024)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not running.started:
+        assert time.monotonic() < deadline and thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{sock.getsockname()[1]}{PREFIX}"
+    node_api.release_polls()
+    running.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def poll(server: str, node: Node, token: str, **facts) -> LeaseReply:
+    body = wire(request_for(Node.objects.get(pk=node.pk), **facts))
+    answer = httpx.post(f"{server}/lease", content=body, headers=signed(token), timeout=40, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return LeaseReply.model_validate_json(answer.content)
+
+
+def in_background(work, *args, **facts):
+    pool = ThreadPoolExecutor(1)
+
+    def run():
+        try:
+            return work(*args, **facts)
+        finally:
+            connections.close_all()
+
+    future = pool.submit(run)
+    pool.shutdown(wait=False)
+    return future
+
+
+def wait_until_polling(count: int = 1) -> None:
+    deadline = time.monotonic() + 20
+    while len(node_api._wakeups._waiters) < count:
+        assert time.monotonic() < deadline, f"{len(node_api._wakeups._waiters)} of {count} polls are waiting"
+        time.sleep(0.02)
+
+
+def test_an_idle_poll_waits_as_long_as_it_was_asked_to(server, world):
+    begun = time.monotonic()
+    assert poll(server, world.alpha.node, world.alpha.node_token, wait_s=1).tasks == []
+    assert 0.9 < time.monotonic() - begun < 5
+
+
+def test_new_work_wakes_the_poll_that_waits_for_it(server, world):
+    waiting = in_background(poll, server, world.alpha.node, world.alpha.node_token, wait_s=30)
+    wait_until_polling()
+    begun = time.monotonic()
+    task = add_backup(world.alpha)
+    (handed,) = waiting.result(20).tasks
+    assert handed.task_id == task.pk
+    assert time.monotonic() - begun < 5
+
+
+def test_a_finished_task_wakes_the_poll_that_waits_for_its_gate(server, world):
+    running = make_task(world.alpha)
+    assert lease.add(make_job(world.alpha), [running])
+    handed = take(world.alpha.node)
+    forget = make_task(world.alpha, TaskKind.FORGET)
+    assert lease.add(make_job(world.alpha, JobKind.EXPIRE), [forget])
+    waiting = in_background(poll, server, world.alpha.node, world.alpha.node_token, wait_s=30)
+    wait_until_polling()
+    lease.complete(world.alpha.node, running.pk, done(handed.token), timezone.now())
+    assert [task.task_id for task in waiting.result(10).tasks] == [forget.pk]
+
+
+def test_a_node_that_hung_up_is_given_nothing(server, world):
+    body = wire(request_for(world.alpha.node, wait_s=30))
+    head = (
+        f"POST {PREFIX}/lease HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.alpha.node_token}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    host, port = server.removeprefix("http://").removesuffix(PREFIX).split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(head.encode() + body)
+        wait_until_polling()
+    deadline = time.monotonic() + 10
+    while node_api._wakeups._waiters:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    task = add_backup(world.alpha)
+    assert state_of(task) == (State.QUEUED, State.QUEUED)
+    assert take(world.alpha.node).attempt == 1
+
+
+def test_a_cancel_is_told_soon_to_a_poll_that_waits(server, world):
+    task = add_backup(world.alpha)
+    take(world.alpha.node)
+    waiting = in_background(
+        poll, server, world.alpha.node, world.alpha.node_token, wait_s=30, holding=[task.pk], free_slots=0
+    )
+    wait_until_polling()
+    lease.cancel(task.job, "Ann", timezone.now())
+    assert waiting.result(10).cancel == [task.pk]
+
+
+def test_stopping_the_server_answers_every_poll_at_once(server, world):
+    waiting = in_background(poll, server, world.alpha.node, world.alpha.node_token, wait_s=60)
+    wait_until_polling()
+    node_api.release_polls()
+    assert waiting.result(5).tasks == []
+
+
+def test_two_hundred_idle_polls_hold_no_database_connection_and_few_threads(server, world):
+    polls = 200
+
+    async def all_of_them() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=polls + 10)
+        async with httpx.AsyncClient(limits=limits, timeout=60, trust_env=False) as client:
+            bodies = [wire(request_for(world.alpha.node, wait_s=20)) for _ in range(polls)]
+            headers = signed(world.alpha.node_token)
+            waiting = [asyncio.create_task(client.post(f"{server}/lease", content=b, headers=headers)) for b in bodies]
+            await asyncio.to_thread(wait_until_polling, polls)
+            await asyncio.to_thread(wait_until_quiet)
+            seen.append((threading.active_count(), await asyncio.to_thread(open_connections)))
+            node_api.release_polls()
+            return await asyncio.gather(*waiting)
+
+    def wait_until_quiet() -> None:
+        deadline = time.monotonic() + 20
+        while node_api._pool._work_queue.qsize() or open_connections() > 1:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+
+    seen: list[tuple[int, int]] = []
+    answers = asyncio.run(all_of_them())
+    assert [answer.status_code for answer in answers] == [200] * polls
+    threads, used = seen[0]
+    assert threads < node_api.THREADS + 30
+    assert used <= 1  # this test's own
+
+
+def open_connections() -> int:
+    """In use: those that PostgreSQL sees at work, or those that threads of this process have open."""
+    if connection.vendor == "postgresql":
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND pid <> pg_backend_pid() AND (state <> 'idle' OR xact_start IS NOT NULL)"
+                )
+                return cursor.fetchone()[0]
+        finally:
+            connection.close()
+    wrappers = [found for found in gc.get_objects() if isinstance(found, BaseDatabaseWrapper)]
+    return sum(wrapper.connection is not None for wrapper in wrappers)
