@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from zoneinfo import available_timezones
 
 from django.db.models import QuerySet
+from django.utils.translation import gettext_lazy as _
 from django_filters import rest_framework as filters
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import extend_schema
@@ -75,6 +77,7 @@ class MembershipSerializer(ScopedSerializer):
     class Meta:
         model = Membership
         fields = ("id", "tenant", "user", "username", "role", "created_at")
+        validators = ()  # that one is a member already is said by iam.members, after the right was asked
 
 
 class MembershipViewSet(CreateScoped, UpdateScoped, mixins.DestroyModelMixin, ReadScopedViewSet):
@@ -122,6 +125,11 @@ class UserSerializer(ScopedSerializer):
             "date_joined",
         )
         read_only_fields = ("username", "is_superuser", "last_login", "date_joined")
+
+    def validate_time_zone(self, name: str) -> str:
+        if name not in available_timezones():
+            raise serializers.ValidationError(_("There is no such time zone: use a name such as Europe/Berlin."))
+        return name
 
 
 class MeSerializer(UserSerializer):

@@ -7,8 +7,8 @@ import uuid
 import pytest
 
 from apps.iam.api_http import LIMIT_MOST
-from apps.inventory.models import Destination, Node, Platform, Workload
 from apps.iam.models import AuditEvent
+from apps.inventory.models import Destination, Node, Platform, Workload
 from tests.api_client import ids, person
 from tests.world import PASSWORD
 
