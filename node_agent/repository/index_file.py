@@ -30,8 +30,8 @@ def encode_index(packs: Iterable[PackEntry]) -> bytes:
 def load_index_file(files: SealedFiles, name: str) -> Iterator[tuple[str, list[PackedBlob]]]:
     """The packs of one index file. Raises DamagedError naming it: an index is never skipped."""
     value = files.load_json(Kind.INDEX, name)
-    packs = value if isinstance(value, list) else value.get("packs") if isinstance(value, dict) else None
     try:
+        packs = value if isinstance(value, list) else value.get("packs")
         for pack in packs or ():
             pack_name = bytes.fromhex(pack["id"])
             if len(pack_name) != 32:

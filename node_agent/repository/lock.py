@@ -16,6 +16,7 @@ import logging
 import os
 import pwd
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -83,6 +84,7 @@ class Locks:
 
     def acquire(self, *, exclusive: bool, wait_s: float = 0, settle_s: float = SETTLE_S) -> Lock:
         """Raises RepositoryLocked (naming the holder) once ``wait_s`` has passed."""
+        ignore_hangup()
         deadline = time.monotonic() + wait_s
         for attempt in range(1 << 30):
             try:
@@ -287,6 +289,16 @@ class NoLock(Lock):
 
     def release(self) -> None:
         """There is nothing to release."""
+
+
+def ignore_hangup() -> None:
+    """Keep SIGHUP from ending this process: stock ``restic unlock`` sends it to learn whether a lock's holder lives.
+
+    Has an effect on the main thread only, and none if the program handles SIGHUP itself. Programs whose locks are
+    taken by other threads call it when they start.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _uptime() -> float:

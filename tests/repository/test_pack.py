@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -49,18 +50,14 @@ def test_a_header_survives(blobs: list[PackedBlob]) -> None:
 @given(headers(), st.integers(1, 30))
 def test_a_header_that_is_cut_is_refused_or_shorter(blobs: list[PackedBlob], cut: int) -> None:
     header = encode_header(blobs)
-    try:
+    with contextlib.suppress(ValueError):  # refused: the usual case
         assert len(decode_header(header[:-cut])) < max(1, len(blobs))
-    except ValueError:
-        pass  # refused: the usual case
 
 
 @given(st.binary(max_size=300))
 def test_garbage_never_raises_anything_but_value_error(garbage: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):  # the documented answer
         decode_header(garbage)
-    except ValueError:
-        pass  # the documented answer
 
 
 @pytest.fixture
