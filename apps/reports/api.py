@@ -1,4 +1,3 @@
-
 """REST API of the overview: the figures of the dashboard, and what needs attention."""
 
 from __future__ import annotations

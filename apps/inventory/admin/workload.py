@@ -1,0 +1,384 @@
+# ruff: noqa: ARG002  the signatures are Django's
+"""Workloads: the list that answers "are we protected?", the page of one, and acts on many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.filters import SimpleListFilter
+from django.db.models import F, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+
+from apps import display as look
+from apps.catalog.models import CopyState, Protection, ProtectionState, RestorePoint
+from apps.errors import DomainError
+from apps.iam import access
+from apps.iam.access import Right
+from apps.iam.admin_grants import GrantedAdmin
+from apps.iam.admin_scope import ScopedForm, Verb
+from apps.inventory import exclusion, sources
+from apps.inventory.models import PlatformKind, Workload
+from apps.jobs import objectives, requests
+from apps.jobs.models import OPEN, Job, JobKind
+from apps.policies import assignment
+from apps.policies.models import Policy
+from apps.reports import figures, timeline
+
+RUNS = 10
+
+
+class StateFilter(SimpleListFilter):
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        return [*ProtectionState.choices, ("late", _("Missed its objective"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Workload]) -> QuerySet[Workload]:
+        value = self.value()
+        if value == "late":
+            rows = access.visible(request.user, Protection)
+            now = timezone.now()
+            return queryset.filter(pk__in=[row.pk for row in rows if figures.is_late(row, now)])
+        if value == ProtectionState.UNPROTECTED:  # nothing has looked at it yet: no row
+            return queryset.filter(Q(protection__state=value) | Q(protection=None))
+        return queryset.filter(protection__state=value) if value else queryset
+
+
+class PolicyFilter(SimpleListFilter):
+    title = gettext_lazy("policy")
+    parameter_name = "policy"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
+        own = [(str(policy.pk), policy.name) for policy in access.visible(request.user, Policy)[:200]]
+        return [("none", _("No policy")), *own]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Workload]) -> QuerySet[Workload]:
+        value = self.value()
+        if value == "none":
+            return queryset.filter(assignment=None, excluded=False)
+        known = {key for key, _name in self.lookup_choices}
+        return queryset.filter(assignment__policy_id=value) if value in known else queryset
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class WorkloadForm(ScopedForm):
+    paths = forms.CharField(label=gettext_lazy("Paths"), widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}))
+    excludes = forms.CharField(
+        label=gettext_lazy("Leave out"), required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2})
+    )
+    policy = forms.ModelChoiceField(
+        Policy.objects.none(),
+        label=gettext_lazy("Policy"),
+        required=False,
+        widget=UnfoldAdminSelectWidget,
+        empty_label=gettext_lazy("None: it is backed up by hand only, and points are kept"),
+    )
+
+    class Meta:
+        model = Workload
+        fields = ["name"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        source = self.instance.source or {}
+        self.image = self.instance.platform.kind == PlatformKind.IMAGE
+        if "paths" not in self.fields:
+            return  # somebody who may only look
+        self.fields["paths"].initial = "\n".join([source["path"]] if "path" in source else source.get("paths", []))
+        self.fields["excludes"].initial = "\n".join(source.get("excludes", []))
+        policy = assignment.policy_of(self.instance)
+        self.fields["policy"].initial = policy.pk if policy else None
+        if self.image:
+            self.fields["paths"].label = _("Disk image")
+            self.fields["excludes"].widget = forms.HiddenInput()
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        lines = _lines(self.cleaned_data.get("paths", ""))
+        source = dict(self.instance.source or {})
+        if self.image:
+            if len(lines) != 1:
+                self.add_error("paths", _("A disk image is one file."))
+                return cleaned
+            source["path"] = lines[0]
+        else:
+            source |= {"paths": lines, "excludes": _lines(self.cleaned_data.get("excludes", ""))}
+        try:
+            self.instance.source = sources.clean(self.instance.platform.kind, source)
+        except DomainError as error:
+            self.add_error("paths", f"{error.message} {error.hint}")
+        return cleaned
+
+
+class ReasonForm(forms.Form):
+    reason = forms.CharField(
+        label=gettext_lazy("Why"), max_length=exclusion.REASON_LONGEST, widget=UnfoldAdminTextInputWidget
+    )
+
+
+def policy_form(request: HttpRequest, _workload: Any = None) -> type[forms.Form]:
+    class PolicyForm(forms.Form):
+        policy = forms.ModelChoiceField(
+            access.visible(request.user, Policy),
+            label=gettext_lazy("Policy"),
+            required=False,
+            widget=UnfoldAdminSelectWidget,
+            empty_label=gettext_lazy("None"),
+        )
+
+    return PolicyForm
+
+
+def _exclude(request: HttpRequest, workloads: Iterable[Workload], data: dict[str, Any]) -> int:
+    changed = exclusion.exclude(request.user, workloads, data["reason"], request=request)
+    objectives.refresh(workloads)
+    return changed
+
+
+def _include(request: HttpRequest, workloads: Iterable[Workload], _data: dict[str, Any]) -> int:
+    changed = exclusion.include(request.user, workloads, request=request)
+    objectives.refresh(workloads)
+    return changed
+
+
+def _back_up(request: HttpRequest, workloads: Iterable[Workload], _data: dict[str, Any]) -> int:
+    return len([requests.backup_now(request.user, workload) for workload in workloads])
+
+
+def _assign(request: HttpRequest, workloads: Iterable[Workload], data: dict[str, Any]) -> int:
+    changed = assignment.assign(request.user, workloads, data["policy"])
+    objectives.refresh(workloads)
+    return changed
+
+
+def _none(act: Callable[..., Any]) -> Callable[..., None]:
+    """An act on many, for one."""
+
+    def run(request: HttpRequest, workload: Workload, data: dict[str, Any]) -> None:
+        act(request, [workload], data)
+
+    return run
+
+
+@admin.register(Workload)
+class WorkloadAdmin(GrantedAdmin):
+    form = WorkloadForm
+    list_display: ClassVar = ["state", "name", "platform", "policy", "last_good", "next_run", "size"]
+    list_display_links: ClassVar = ["name"]
+    list_filter: ClassVar = [StateFilter, PolicyFilter, "platform", "tenant"]
+    list_select_related: ClassVar = ["platform", "protection", "assignment__policy", "tenant"]
+    search_fields: ClassVar = ["name", "platform__name"]
+    fields: ClassVar = ["name", "policy", "paths", "excludes"]
+    actions: ClassVar = ["back_up_many", "assign_many", "exclude_many", "include_many"]
+    change_form_template = "brs/workload.html"
+    list_before_template = "brs/workload_list_before.html"
+    verbs: ClassVar = {
+        "backup": Verb(
+            label=gettext_lazy("Back up now"),
+            icon="backup",
+            right=Right.OPERATE,
+            primary=True,
+            run=lambda request, workload, _data: requests.backup_now(request.user, workload),
+            question=gettext_lazy("Only what has changed since the last backup is read and stored."),
+            when=lambda workload: not workload.excluded,
+        ),
+        "full": Verb(
+            label=gettext_lazy("Back up, reading everything"),
+            icon="sync",
+            right=Right.OPERATE,
+            run=lambda request, workload, _data: requests.backup_now(request.user, workload, full=True),
+            question=gettext_lazy("Reads everything again and trusts nothing remembered. Stored is only what is new."),
+            when=lambda workload: not workload.excluded,
+        ),
+        "exclude": Verb(
+            label=gettext_lazy("Exclude"),
+            icon="block",
+            right=Right.CONFIGURE,
+            run=_none(_exclude),
+            form=lambda _request, _workload: ReasonForm,
+            question=gettext_lazy("It is not backed up any more and not counted as unprotected. Its points stay."),
+            done=gettext_lazy("The workload is excluded."),
+            when=lambda workload: not workload.excluded,
+        ),
+        "include": Verb(
+            label=gettext_lazy("Protect again"),
+            icon="shield",
+            right=Right.CONFIGURE,
+            run=_none(_include),
+            question=gettext_lazy("It is backed up again by its policy."),
+            done=gettext_lazy("The workload is protected again."),
+            when=lambda workload: workload.excluded,
+        ),
+    }
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        return HttpResponseRedirect(reverse("admin:protect"))
+
+    def get_form(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> type[forms.ModelForm]:
+        form = super().get_form(request, obj, **kwargs)
+        if obj is not None and "policy" in form.base_fields:
+            form.base_fields["policy"].queryset = access.visible(request.user, Policy).filter(tenant=obj.tenant)
+        return form
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        if obj is not None and not self.has_change_permission(request, obj):
+            return ((None, {"fields": ("name", "source")}),)
+        return super().get_fieldsets(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return []
+
+    def save_model(self, request: HttpRequest, obj: Any, form: forms.Form, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if "policy" in form.cleaned_data:
+            _assign(request, [obj], form.cleaned_data)
+
+    def response_change(self, request: HttpRequest, obj: Any) -> HttpResponse:
+        self.message_user(request, _("The changes were saved."))
+        return HttpResponseRedirect(request.path)
+
+    def page_context(self, request: HttpRequest, obj: Workload) -> dict[str, Any]:
+        now = timezone.now()
+        shown = RestorePoint.objects.filter(workload=obj).exclude(copies__state=CopyState.EXPIRED)
+        points = list(shown.prefetch_related("copies__repository__destination").order_by("-taken_at")[: timeline.SHOWN])
+        runs = access.visible(request.user, Job).filter(workload=obj, kind__in=(JobKind.BACKUP, JobKind.RESTORE))
+        row = getattr(obj, "protection", None)
+        return {
+            "row": row,
+            "state": row.state if row else ProtectionState.UNPROTECTED,
+            "late": bool(row and figures.is_late(row, now)),
+            "policy": assignment.policy_of(obj),
+            "points": points,
+            "line": timeline.build(points, now) if points else None,
+            "runs": runs.order_by("-created_at")[:RUNS],
+            "active": runs.filter(state__in=OPEN).order_by("-created_at").first(),
+            "may_restore": access.can(request.user, Right.RESTORE_ELSEWHERE, obj),
+            "subtitle": str(obj.platform),
+        }
+
+    # --- columns ---
+
+    @display(description=gettext_lazy("state"), ordering="protection__state")
+    def state(self, workload: Workload) -> SafeString:
+        row = getattr(workload, "protection", None)
+        return look.badge(row.state if row else ProtectionState.UNPROTECTED)
+
+    @display(description=gettext_lazy("policy"), ordering="assignment__policy__name")
+    def policy(self, workload: Workload) -> str:
+        covered = getattr(workload, "assignment", None)
+        return covered.policy.name if covered else "–"
+
+    @display(description=gettext_lazy("last good backup"), ordering=F("protection__last_good_at").desc(nulls_last=True))
+    def last_good(self, workload: Workload) -> SafeString:
+        row = getattr(workload, "protection", None)
+        if row is None or row.last_good_at is None:
+            return look.ago(None)
+        words = look.ago(row.last_good_at)
+        if not row.objective_hours:
+            return words
+        age_h = (timezone.now() - row.last_good_at).total_seconds() / 3600
+        tone = "bad" if age_h > row.objective_hours else "ok"
+        label = _("%(share)d %% of its objective of %(hours)d h") % {
+            "share": round(100 * age_h / row.objective_hours),
+            "hours": row.objective_hours,
+        }
+        return format_html(
+            '<span class="brs-age">{}{}</span>', words, look.bar(age_h, row.objective_hours, tone, label)
+        )
+
+    @display(description=gettext_lazy("next run"), ordering="protection__next_run_at")
+    def next_run(self, workload: Workload) -> SafeString:
+        row = getattr(workload, "protection", None)
+        at = row.next_run_at if row else None
+        return look.ago(at) if at else format_html('<span class="brs-faint">{}</span>', _("by hand only"))
+
+    @display(description=gettext_lazy("size"), ordering="protection__size_bytes")
+    def size(self, workload: Workload) -> SafeString:
+        row = getattr(workload, "protection", None)
+        return look.size(row.size_bytes if row else 0)
+
+    # --- acts on many: a page that says what will happen, then one call ---
+
+    def _many(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[Workload],
+        name: str,
+        act: Callable[..., int],
+        words: dict[str, Any],
+        form_class: type[forms.Form] = forms.Form,
+    ) -> HttpResponse | None:
+        workloads = list(queryset)
+        form = form_class(request.POST if "apply" in request.POST else None)
+        if "apply" in request.POST and form.is_valid():
+            try:
+                changed = act(request, workloads, form.cleaned_data)
+            except DomainError as error:
+                form.add_error(None, f"{error.message} {error.hint}")
+            else:
+                self.message_user(request, words["done"] % changed, messages.SUCCESS)
+                return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": words["title"],
+            "question": words["question"],
+            "opts": self.opts,
+            "workloads": workloads,
+            "form": form,
+            "action": name,
+            "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "brs/bulk.html", context)
+
+    @admin.action(description=gettext_lazy("Back up now"))
+    def back_up_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
+        words = {
+            "title": _("Back up now"),
+            "question": ngettext("%d workload", "%d workloads", queryset.count()) % queryset.count(),
+            "done": _("%d backups were started."),
+        }
+        return self._many(request, queryset, "back_up_many", _back_up, words)
+
+    @admin.action(description=gettext_lazy("Assign a policy"))
+    def assign_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
+        words = {
+            "title": _("Assign a policy"),
+            "question": _("From now on these workloads are backed up, and their points kept, as the policy says."),
+            "done": _("%d workloads were changed."),
+        }
+        return self._many(request, queryset, "assign_many", _assign, words, policy_form(request))
+
+    @admin.action(description=gettext_lazy("Exclude"))
+    def exclude_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
+        words = {
+            "title": _("Exclude from protection"),
+            "question": _("They are not backed up any more and not counted as unprotected. Their points stay."),
+            "done": _("%d workloads were excluded."),
+        }
+        return self._many(request, queryset, "exclude_many", _exclude, words, ReasonForm)
+
+    @admin.action(description=gettext_lazy("Protect again"))
+    def include_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
+        words = {
+            "title": _("Protect again"),
+            "question": _("They are backed up again by their policies."),
+            "done": _("%d workloads are protected again."),
+        }
+        return self._many(request, queryset, "include_many", _include, words)

@@ -1,0 +1,101 @@
+"""A job's way as people see it: Export → Store, Restore → Import …, with figures for each stage. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from apps.jobs.models import ACTIVE, State, Task
+
+# Phases of a task in their order. A streaming backup is one task in which Export and Store run at once.
+PHASES = {
+    "backup": ("export", "store"),
+    "export": ("export",),
+    "store": ("store",),
+    "restore": ("restore", "import"),
+    "fetch": ("restore",),
+    "import": ("import",),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    key: str
+    word: str
+    state: str
+    task_id: str
+    node: str
+    done_bytes: int
+    total_bytes: int
+    rate: float
+    figures: dict[str, Any]
+    attempt: int
+    error: str
+    hint: str
+
+    @property
+    def percent(self) -> int:
+        if self.state == State.SUCCEEDED or self.state == State.PARTIAL:
+            return 100
+        return max(0, min(99, round(100 * self.done_bytes / self.total_bytes))) if self.total_bytes else 0
+
+    @property
+    def eta_s(self) -> float | None:
+        if self.state not in ACTIVE or self.rate <= 0 or not self.total_bytes:
+            return None
+        return max(0, self.total_bytes - self.done_bytes) / self.rate
+
+
+def word(key: str) -> str:
+    words = {
+        "export": _("Export"),
+        "store": _("Store"),
+        "restore": _("Restore"),
+        "import": _("Import"),
+        "verify": _("Verify"),
+        "probe": _("Test"),
+        "init": _("Prepare"),
+        "download": _("Download"),
+        "browse": _("Read list"),
+        "forget": _("Remove"),
+        "fetch": _("Restore"),
+    }
+    return words.get(key, key.capitalize())
+
+
+def pipeline(tasks: Sequence[Task]) -> list[Stage]:
+    return [stage for task in tasks for stage in _stages(task)]
+
+
+def _stages(task: Task) -> list[Stage]:
+    keys = PHASES.get(task.kind, (task.kind,))
+    reached = keys.index(task.phase) if task.phase in keys else 0
+    return [_stage(task, key, number, reached) for number, key in enumerate(keys)]
+
+
+def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
+    figures = task.progress or {}
+    return Stage(
+        key=key,
+        word=word(key),
+        state=_state(task, number, reached),
+        task_id=str(task.pk),
+        node=task.node.name if task.node else "",
+        done_bytes=int(figures.get("done_bytes") or 0),
+        total_bytes=int(figures.get("total_bytes") or 0),
+        rate=float(figures.get("rate_bytes_s") or 0),
+        figures=figures,
+        attempt=task.attempt,
+        error=task.error_message,
+        hint=task.error_hint,
+    )
+
+
+def _state(task: Task, number: int, reached: int) -> str:
+    """Of one phase of a task: what lies before the phase reached is done, what lies behind it waits."""
+    if task.state not in ACTIVE or number == reached:
+        return str(task.state)
+    return str(State.SUCCEEDED if number < reached else State.QUEUED)

@@ -1,0 +1,161 @@
+"""The policy editor: when, how long, where to; with the schedule in words and the retention simulator."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import admin
+from django.db.models import Count
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+from unfold.decorators import display
+
+from apps import display as look
+from apps.errors import DomainError
+from apps.iam import access
+from apps.iam.access import Right
+from apps.iam.admin_grants import GrantedAdmin
+from apps.iam.admin_scope import ScopedForm, ScopedInline, Verb
+from apps.inventory.models import Workload
+from apps.jobs import objectives, requests
+from apps.policies import schedule
+from apps.policies.models import Policy, Schedule
+
+COVERED = 12
+
+
+class ScheduleForm(ScopedForm):
+    class Meta:
+        model = Schedule
+        fields = ["cron", "mode", "enabled"]
+
+    def clean_cron(self) -> str:
+        cron = " ".join(self.cleaned_data["cron"].split())
+        try:
+            schedule.validate(cron)
+        except DomainError as error:
+            raise forms.ValidationError(f"{error.message} {error.hint}") from error
+        return cron
+
+
+class ScheduleInline(ScopedInline):
+    model = Schedule
+    form = ScheduleForm
+    fields: ClassVar = ["cron", "mode", "enabled", "in_words", "next_run"]
+    readonly_fields: ClassVar = ["in_words", "next_run"]
+
+    @display(description=gettext_lazy("in words"))
+    def in_words(self, one: Schedule) -> str:
+        return schedule.describe(one.cron) if one.cron else "–"
+
+    @display(description=gettext_lazy("next run"))
+    def next_run(self, one: Schedule) -> SafeString | str:
+        if one._state.adding or not one.enabled or not one.policy.enabled:
+            return "–"
+        return look.ago(schedule.next_run(one.cron, one.policy.time_zone, timezone.now()))
+
+
+class PolicyForm(ScopedForm):
+    def clean_time_zone(self) -> str:
+        try:
+            schedule.zone(self.cleaned_data["time_zone"])
+        except DomainError as error:
+            raise forms.ValidationError(f"{error.message} {error.hint}") from error
+        return self.cleaned_data["time_zone"]
+
+
+def _run_all(request: HttpRequest, policy: Policy, _data: dict[str, Any]) -> str:
+    covered = access.visible(request.user, Workload).filter(assignment__policy=policy, excluded=False)
+    for workload in covered:
+        requests.backup_now(request.user, workload)
+    return reverse("admin:jobs_job_changelist")
+
+
+@admin.register(Policy)
+class PolicyAdmin(GrantedAdmin):
+    form = PolicyForm
+    inlines: ClassVar = [ScheduleInline]
+    list_display: ClassVar = ["name", "when", "how_long", "destination", "used_by", "on", "tenant"]
+    list_filter: ClassVar = ["enabled", "destination", "tenant"]
+    list_select_related: ClassVar = ["destination", "tenant"]
+    search_fields: ClassVar = ["name", "destination__name"]
+    change_form_template = "brs/policy.html"
+    add_form_template = "brs/policy.html"
+    fieldsets = (
+        (None, {"fields": ("tenant", "name", "enabled")}),
+        (gettext_lazy("When"), {"fields": (("time_zone", "start_window_minutes"), ("objective_hours", "priority"))}),
+        (
+            gettext_lazy("How long"),
+            {
+                "fields": (
+                    ("keep_last", "keep_hourly", "keep_daily"),
+                    ("keep_weekly", "keep_monthly", "keep_yearly"),
+                    "keep_within_days",
+                ),
+                "description": gettext_lazy(
+                    "How many points are kept of each kind. The newest good one and held ones always stay."
+                ),
+            },
+        ),
+        (gettext_lazy("Where to"), {"fields": ("destination", "staging", "list_files")}),
+    )
+    verbs: ClassVar = {
+        "run": Verb(
+            label=gettext_lazy("Run now"),
+            icon="backup",
+            right=Right.OPERATE,
+            run=_run_all,
+            question=gettext_lazy("Every workload of this policy is backed up now."),
+            done=gettext_lazy("The backups were started."),
+        )
+    }
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).annotate(covered=Count("assignments")).prefetch_related("schedules")
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {**super().get_changeform_initial_data(request), "time_zone": request.user.time_zone or "UTC"}
+
+    def get_formset_kwargs(self, request: HttpRequest, obj: Any, inline: Any, prefix: str) -> dict[str, Any]:
+        kwargs = super().get_formset_kwargs(request, obj, inline, prefix)
+        if obj is not None and obj._state.adding and request.method == "GET":
+            kwargs["initial"] = [{"cron": "0 22 * * *"}]
+        return kwargs
+
+    def save_related(self, request: HttpRequest, form: forms.Form, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        objectives.refresh_policy(form.instance)
+
+    def page_context(self, request: HttpRequest, obj: Policy) -> dict[str, Any]:
+        covered = access.visible(request.user, Workload).filter(assignment__policy=obj).select_related("protection")
+        return {"covered": covered[:COVERED], "covered_count": covered.count(), "subtitle": str(obj.destination)}
+
+    @display(description=gettext_lazy("when"))
+    def when(self, policy: Policy) -> str:
+        words = [schedule.describe(one.cron) for one in policy.schedules.all() if one.enabled]
+        return "; ".join(words) or _("by hand only")
+
+    @display(description=gettext_lazy("keeps"))
+    def how_long(self, policy: Policy) -> str:
+        counts = [
+            (policy.keep_last, _("%d last")),
+            (policy.keep_hourly, _("%d hourly")),
+            (policy.keep_daily, _("%d daily")),
+            (policy.keep_weekly, _("%d weekly")),
+            (policy.keep_monthly, _("%d monthly")),
+            (policy.keep_yearly, _("%d yearly")),
+        ]
+        return ", ".join(word % count for count, word in counts if count) or _("everything")
+
+    @display(description=gettext_lazy("used by"), ordering="covered")
+    def used_by(self, policy: Policy) -> str:
+        return ngettext("%d workload", "%d workloads", policy.covered) % policy.covered
+
+    @display(description=gettext_lazy("state"), ordering="enabled")
+    def on(self, policy: Policy) -> SafeString:
+        return look.badge("ready", _("On")) if policy.enabled else look.badge("paused", _("Off"))
