@@ -186,6 +186,7 @@ def cancel(user: User, job: Job) -> Job:
     """Ask the job to stop; who asked for it may always take it back."""
     if job.requested_by_id != user.pk or not access.can(user, Right.VIEW, job):
         access.require(user, Right.OPERATE, job)
+    job.refresh_from_db(fields=["state", "cancel_requested_at"])
     if job.state not in OPEN:
         raise Conflict(_("The job has ended already."), hint="")
     if job.cancel_requested_at is None:

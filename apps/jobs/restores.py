@@ -22,7 +22,7 @@ from apps.iam import access, audit
 from apps.iam.access import Right
 from apps.iam.models import User
 from apps.inventory import presence, sources
-from apps.inventory.models import Node, PlatformKind
+from apps.inventory.models import Node, PlatformKind, Workload
 from apps.jobs import building, lease
 from apps.jobs.models import OPEN, Download, Job, JobKind
 from node_agent.protocol import RestoreTarget
@@ -49,11 +49,10 @@ def restore(
     wanted = _clean_chosen(copy, chosen)
     place = _clean_target(point, target)
     there = _node(user, point, copy, node, place)
-    landing = _landing(point, place)
-    access.require(user, _right(point, place, there, landing), point)
+    access.require(user, _right(point, place, there), point)
     if staging not in {"stream", "disk"}:
         raise Invalid(_("The staging must be stream or disk."))
-    sources.require_roots(there, "write", _source_paths(point) if place.in_place else [place.path])
+    sources.require_roots(there, "write", _source_paths(point.workload) if place.in_place else [place.path])
     with transaction.atomic():
         _must_stay(point)
         made, tasks = building.restore(
@@ -223,25 +222,33 @@ def _landing(point: RestorePoint, target: RestoreTarget) -> list[str]:
     """The paths that would be written: files land below the target under their whole path."""
     if target.in_place or point.workload.platform.kind == PlatformKind.IMAGE:
         return [target.path]
-    return [sources.clean_path(target.path + "/" + path) for path in _source_paths(point)]
+    return [sources.clean_path(target.path + "/" + path) for path in _source_paths(point.workload)]
 
 
-def _right(point: RestorePoint, target: RestoreTarget, node: Node, landing: list[str]) -> Right:
-    """Restoring "elsewhere" onto the protected data is restoring in place, whatever it is called."""
+def _right(point: RestorePoint, target: RestoreTarget, node: Node) -> Right:
+    """Restoring "elsewhere" onto protected data is restoring in place, whatever it is called."""
     if target.in_place:
         return Right.RESTORE_IN_PLACE
-    if node.pk == point.workload.platform.node_id:
-        protected = _source_paths(point)
-        for path in [*landing, target.path]:
-            if sources.is_below(path, protected):
-                return Right.RESTORE_IN_PLACE
-        if any(sources.is_below(path, landing) for path in protected):
+    written = [*_landing(point, target), target.path]
+    for workload in Workload.objects.filter(platform__node=node).select_related("platform"):
+        if any(_touches(written, path, workload.platform.kind) for path in _source_paths(workload)):
+            if workload.tenant_id != point.tenant_id:
+                raise Conflict(
+                    _("The target overlaps data that somebody else protects on this node."),
+                    hint=_("Choose another folder."),
+                )
             return Right.RESTORE_IN_PLACE
-        if point.workload.platform.kind == PlatformKind.IMAGE and posixpath.dirname(protected[0]) == target.path:
-            return Right.RESTORE_IN_PLACE  # a folder as target: the file in it may be the protected one
     return Right.RESTORE_ELSEWHERE
 
 
-def _source_paths(point: RestorePoint) -> list[str]:
-    source = point.workload.source
-    return source.get("paths") or [source["path"]]
+def _touches(written: list[str], protected: str, kind: str) -> bool:
+    """``written``: what lands where, then the target itself, above which nothing of it is written."""
+    *landing, target = written
+    if any(sources.is_below(path, [protected]) for path in written) or sources.is_below(protected, landing):
+        return True
+    # A folder as an image's target: the file that is made in it may be the protected one.
+    return kind == PlatformKind.IMAGE and posixpath.dirname(protected) == target
+
+
+def _source_paths(workload: Workload) -> list[str]:
+    return workload.source.get("paths") or [workload.source["path"]]
