@@ -34,6 +34,11 @@ class TaskLog:
                 self._lines.popleft()
                 self._dropped += 1
 
+    @property
+    def waiting(self) -> int:
+        with self._lock:
+            return len(self._lines)
+
     def pending(self, limit: int = A_REPORT) -> list[LogEntry]:
         """The oldest lines that are not acknowledged, in order."""
         now = time.monotonic()

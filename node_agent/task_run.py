@@ -45,11 +45,12 @@ from node_agent.protocol import (
     ReleaseReport,
     Result,
 )
-from node_agent.task_log import TaskLog
+from node_agent.task_log import A_REPORT, TaskLog
 from node_agent.task_report import completed, failed, progress_report
 
 log = logging.getLogger("brs.node.task")
 Answer = TypeVar("Answer")
+FLUSH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Run:
             self._started = True
             self.progress.check()
             result, issues = self._perform(self)
+            self._flush_log()
             return self._parcel(complete=completed(self.task.token, result, issues, self._now_report()))
         except LeaseLost as error:
             log.warning("task=%s stopped: %s", self.task.task_id, error)
@@ -189,6 +191,16 @@ class Run:
                     log.warning("task=%s waits for the server: %s", self.task.task_id, error)
                 self._pause(backoff_s(attempt))
                 attempt += 1
+
+    def _flush_log(self) -> None:
+        """A result takes only the last lines along; those before are sent first. Without the server they are cut."""
+        until = time.monotonic() + FLUSH_S
+        while self.lines.waiting > A_REPORT and not self._lost.is_set() and time.monotonic() < until:
+            try:
+                self._send(self._now_report())
+            except ServerError as error:
+                log.info("task=%s log not flushed yet: %s", self.task.task_id, error)
+                self._pause(0.5)
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

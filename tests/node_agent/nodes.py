@@ -64,7 +64,9 @@ class Place:
     def init(self) -> InitSpec:
         return InitSpec(repository=self.access())
 
-    def backup(self, *, parent: Parent | None = None, driver: str = "files", path: str = "", **more: object) -> BackupSpec:
+    def backup(
+        self, *, parent: Parent | None = None, driver: str = "files", path: str = "", **more: object
+    ) -> BackupSpec:
         where = path or str(self.source)
         source = {"driver": driver, "paths": [where]} | more.pop("source", {})  # type: ignore[operator]
         return BackupSpec(
@@ -84,7 +86,10 @@ class Place:
         target = {"driver": driver, "path": path or str(self.target)} | more.pop("target", {})  # type: ignore[operator]
         spec = {"kind": TaskKind.RESTORE, "repository": self.access()} | more
         return RestoreSpec(
-            workload_name="w", snapshot_id=snapshot_id, target=RestoreTarget.model_validate(target), **spec  # type: ignore[arg-type]
+            workload_name="w",
+            snapshot_id=snapshot_id,
+            target=RestoreTarget.model_validate(target),
+            **spec,  # type: ignore[arg-type]
         )
 
     def fill(self, dice: random.Random, *, files: int = 40, size: int = 200_000) -> None:
@@ -117,7 +122,11 @@ def done_well(server: ServerDouble, task: Task) -> Task:
 
 def restic(place: Place, *args: str) -> subprocess.CompletedProcess[str]:
     """Stock restic on the repository, as an independent judge."""
-    env = os.environ | {"RESTIC_PASSWORD": PASSWORD, "RESTIC_REPOSITORY": str(place.repository), "HOME": str(place.base)}
+    env = os.environ | {
+        "RESTIC_PASSWORD": PASSWORD,
+        "RESTIC_REPOSITORY": str(place.repository),
+        "HOME": str(place.base),
+    }
     return subprocess.run(["restic", "--no-cache", *args], env=env, capture_output=True, text=True)
 
 
@@ -131,10 +140,24 @@ def facts_of(root: Path) -> dict[bytes, tuple[object, ...]]:
             st = os.lstat(path)
             link = os.readlink(path) if stat.S_ISLNK(st.st_mode) else b""
             content = Path(os.fsdecode(path)).read_bytes() if stat.S_ISREG(st.st_mode) else b""
-            attributes = {n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)}
-            group = inodes.setdefault(st.st_ino, len(inodes)) if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode) else -1
+            attributes = {
+                n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)
+            }
+            group = (
+                inodes.setdefault(st.st_ino, len(inodes)) if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode) else -1
+            )
             key = path[len(os.fsencode(root)) :]
-            found[key] = (st.st_mode, st.st_uid, st.st_gid, len(content), st.st_mtime_ns, link, attributes, content, group)
+            found[key] = (
+                st.st_mode,
+                st.st_uid,
+                st.st_gid,
+                len(content),
+                st.st_mtime_ns,
+                link,
+                attributes,
+                content,
+                group,
+            )
     return found
 
 

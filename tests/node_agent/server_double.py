@@ -230,7 +230,8 @@ class ServerDouble:
             )
             self._answers[request.request_id] = (time.monotonic(), reply)
             if raw:
-                return json.loads(reply.model_dump_json()) | {"tasks": raw}  # type: ignore[return-value]
+                known = json.loads(reply.model_dump_json())
+                return known | {"tasks": raw + known["tasks"]}  # type: ignore[return-value]
             return reply
 
     def _take(self, request: LeaseRequest) -> list[LeasedTask]:

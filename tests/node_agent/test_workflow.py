@@ -226,9 +226,7 @@ def test_disk_staging_gives_the_same_tree_and_leaves_nothing_behind(
     assert os.listdir(enrolled.state / "staging") == []
 
 
-def test_disk_staging_of_an_image(
-    server: ServerDouble, enrolled: Place, start: Start, dice: random.Random
-) -> None:
+def test_disk_staging_of_an_image(server: ServerDouble, enrolled: Place, start: Start, dice: random.Random) -> None:
     raw = enrolled.source / "disk.raw"
     with raw.open("wb") as out:
         out.truncate(16 << 20)
