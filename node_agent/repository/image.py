@@ -277,21 +277,18 @@ class _Store:
             if self._before.snapshot is None:
                 self._say(image, "there is no parent to go with its changed extents")
             return None
-        # What lies beyond the parent's last whole block is new or was cut off.
-        whole = old.size // block_size if old.size != size else count_blocks(size, block_size)
-        tail = Extent(min(whole * block_size, size), max(0, size - whole * block_size))
-        return list(changed_blocks([*image.changed, tail], size, block_size)) if tail.length else runs
+        return runs
 
     def _compare_sample(self, image: ImageBackup, old: BlockList, runs: Sequence[tuple[int, int]]) -> None:
         if self._sample <= 0:
             return
-        total = min(len(old), count_blocks(image.source.size, old.block_size))
+        size = image.source.size
+        total = sum(_is_inheritable(old, number, size) for number in range(len(old)))
         for number in _sampled(total, runs, self._sample, max(1, EDGE // old.block_size)):
             self._progress.check()
-            length = min(old.length(number), image.source.size - number * old.block_size)
-            data = image.source.read(number * old.block_size, length)
-            self.read_bytes += length
-            self._progress.add(read_bytes=length)
+            data = image.source.read(number * old.block_size, old.length(number))
+            self.read_bytes += len(data)
+            self._progress.add(read_bytes=len(data))
             if not _is_same(data, old.block(number)):
                 raise _Differs(f"Block {number} at offset {number * old.block_size} differs from the parent.")
 
@@ -305,7 +302,7 @@ class _Store:
             self._progress.check()
             start = number * block_size
             length = min(block_size, size - start)
-            if not to_read and old is not None:
+            if not to_read and old is not None and _is_inheritable(old, number, size):
                 builder.inherit(old.block(number), length)
             elif cover.covers(start, start + length):
                 builder.zero(length)
@@ -320,6 +317,11 @@ class _Store:
 
     def _say(self, image: ImageBackup, why: str) -> None:
         self._progress.log("warning", f"{image.name}: everything is read, because {why}.")
+
+
+def _is_inheritable(old: BlockList, number: int, size: int) -> bool:
+    """Whether the parent has this block in the length it has now; what the image grew by must be read."""
+    return number < len(old) and old.length(number) == min(old.block_size, size - number * old.block_size)
 
 
 def _blocks(count: int, runs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bool]]:

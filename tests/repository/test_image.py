@@ -1,0 +1,479 @@
+"""Backups of disk images: what is read, what is inherited, and when a parent may be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node_agent.errors import SourceError
+from node_agent.items import Extent, Issues
+from node_agent.progress import Progress
+from node_agent.repository.files_browse import find_node
+from node_agent.repository.image import ImageBackup
+from node_agent.repository.image_blocks import (
+    ZeroCover,
+    block_size_for,
+    changed_blocks,
+    count_blocks,
+    read_block_list,
+)
+from node_agent.repository.publish import BackupResult
+from node_agent.repository.repository import BlobKind, Repository
+from node_agent.repository.snapshot import list_snapshots, remove_snapshot
+from node_agent.repository.zeros import MARK_SIZE, is_zero, zero_id
+from tests.repository.core_world import new_repo, open_repo, restic
+from tests.repository.data_world import MIB, Log, allocated, back_up, back_up_images, bring_back, names_of
+
+TIB = 1 << 40
+
+
+class Disk:
+    """An image in memory. Blocks of zeros are holes; reading a hole or a poisoned byte fails the test."""
+
+    def __init__(self, content: bytes, poison: Sequence[tuple[int, int]] = ()) -> None:
+        self.content = bytearray(content)
+        self.size = len(content)
+        self.poison = list(poison)
+        self.read_ranges: list[tuple[int, int]] = []
+
+    def extents(self) -> Iterator[Extent]:
+        step = 64 << 10
+        for start in range(0, self.size, step):
+            piece = self.content[start : start + step]
+            yield Extent(start, len(piece), zero=not any(piece))
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert offset >= 0 and offset + length <= self.size, "read outside of the image"
+        for start, end in self.poison:
+            assert offset + length <= start or end <= offset, f"the poisoned range {start}-{end} was read"
+        self.read_ranges.append((offset, length))
+        return bytes(self.content[offset : offset + length])
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(length for _, length in self.read_ranges)
+
+
+def random_disk(size: int = 10 * MIB, seed: int = 1) -> Disk:
+    return Disk(random.Random(seed).randbytes(size))
+
+
+def store(repo: Repository, disk: Disk, changed: Sequence[Extent] | None = None, **options: object) -> BackupResult:
+    return back_up_images(repo, ImageBackup("d", disk, changed), **options)
+
+
+def content_of(repo: Repository, snapshot: str) -> list[bytes]:
+    return list(find_node(repo, snapshot, b"/disks/d.raw").content)
+
+
+def bytes_of(repo: Repository, snapshot: str, folder: Path) -> bytes:
+    bring_back(repo, snapshot, folder)
+    return (folder / "disks" / "d.raw").read_bytes()
+
+
+# --- the whole image ---
+
+
+@pytest.mark.parametrize("size", [1, 511, MIB - 1, MIB, MIB + 1, 10 * MIB + 12345])
+def test_an_image_comes_back_exactly(tmp_path: Path, size: int) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(size)
+    result = store(repo, disk)
+    assert bytes_of(repo, result.snapshot_id, tmp_path / "out") == disk.content
+    assert (result.size_bytes, result.read_bytes, result.block_size) == (size, size, MIB)
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_an_empty_image_is_an_empty_file(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    result = store(repo, Disk(b""))
+    assert bytes_of(repo, result.snapshot_id, tmp_path / "out") == b""
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_holes_are_not_read_and_come_back_as_holes(tmp_path: Path) -> None:
+    content = bytearray(64 * MIB)
+    content[5 * MIB : 6 * MIB] = os.urandom(MIB)
+    content[-1] = 1
+    disk = Disk(bytes(content))
+    repo = new_repo(tmp_path / "repo")
+    result = store(repo, disk)
+    assert disk.read_ranges == [(5 * MIB, MIB), (63 * MIB, MIB)]
+    assert result.read_bytes == 2 * MIB
+    assert bytes_of(repo, result.snapshot_id, tmp_path / "out") == content
+    assert allocated(tmp_path / "out" / "disks" / "d.raw") <= 2 * MIB
+
+
+def test_the_first_zero_block_is_stored_as_the_blobs_that_restic_takes_for_sparse(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    content = os.urandom(MIB) + bytes(2 * MIB) + os.urandom(MIB) + bytes(100)
+    result = store(repo, Disk(content))
+    with repo.lock():
+        ids = content_of(repo, result.snapshot_id)
+    mark, whole, tail = zero_id(MARK_SIZE), zero_id(MIB), zero_id(100)
+    assert ids[1:4] + ids[5:] == [mark, mark, whole, tail]
+    assert len(ids) == 6
+
+
+def test_zeros_that_the_source_does_not_know_of_cost_no_storage(tmp_path: Path) -> None:
+    class Opaque(Disk):
+        def extents(self) -> Iterator[Extent]:
+            yield Extent(0, self.size)
+
+    result = store(new_repo(tmp_path / "repo"), Opaque(bytes(32 * MIB)))
+    assert result.read_bytes == 32 * MIB
+    assert result.stored_bytes < 4000
+
+
+def test_metadata_files_lie_beside_the_disks(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    result = back_up_images(
+        repo,
+        ImageBackup("sda", random_disk(MIB)),
+        ImageBackup("sdb", random_disk(2 * MIB, 2)),
+        metadata={"vm.json": b'{"name": "vm"}', "empty": b""},
+        tags=["brs.point=1"],
+    )
+    bring_back(repo, result.snapshot_id, tmp_path / "out")
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
+    assert found == ["disks", "disks/sda.raw", "disks/sdb.raw", "empty", "vm.json"]
+    assert (tmp_path / "out" / "vm.json").read_bytes() == b'{"name": "vm"}'
+    assert list(list_snapshots(repo)[0].tags) == ["brs.point=1"]
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..\0", "x" * 300])
+def test_a_disk_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="name"):
+        back_up_images(new_repo(tmp_path / "repo"), ImageBackup(name, random_disk(MIB)))
+
+
+def test_two_disks_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="different names"):
+        back_up_images(new_repo(tmp_path / "repo"), ImageBackup("a", random_disk(5)), ImageBackup("a", random_disk(5)))
+
+
+def test_a_disk_that_was_written_meanwhile_makes_the_snapshot_partial(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    issues = Issues()
+    result = back_up_images(repo, ImageBackup("d", random_disk(MIB), None, lambda: True), issues=issues)
+    assert result.partial
+    assert names_of(issues) == [("d", "changed")]
+    assert list(list_snapshots(repo)[0].tags) == ["brs.partial"]
+
+
+def test_a_source_that_fails_leaves_no_snapshot(tmp_path: Path) -> None:
+    class Failing(Disk):
+        def read(self, offset: int, length: int) -> bytes:
+            if offset >= 3 * MIB:
+                raise SourceError("The disk cannot be read.")
+            return super().read(offset, length)
+
+    repo = new_repo(tmp_path / "repo")
+    with pytest.raises(SourceError):
+        store(repo, Failing(os.urandom(5 * MIB)))
+    assert list_snapshots(repo) == []
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+# --- increments ---
+
+
+def test_only_blocks_of_changed_extents_are_read_and_the_list_is_full(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(20 * MIB + 777)
+    first = store(repo, disk)
+    before = bytes(disk.content)
+    # Everything outside of blocks 3, 7 and 8 is overwritten and poisoned: it must be neither read nor stored.
+    changed = Disk(bytes(len(before)), poison=[(0, 3 * MIB), (4 * MIB, 7 * MIB), (9 * MIB, disk.size)])
+    for block in (3, 7, 8):
+        changed.content[block * MIB : (block + 1) * MIB] = os.urandom(MIB)
+    second = store(repo, changed, [Extent(7 * MIB + 5, MIB), Extent(3 * MIB, 1)], parent=first.snapshot_id)
+    expected = bytearray(before)
+    for block in (3, 7, 8):
+        expected[block * MIB : (block + 1) * MIB] = changed.content[block * MIB : (block + 1) * MIB]
+    assert second.read_bytes == 3 * MIB
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == expected
+    with repo.lock() as _:
+        remove_snapshot(repo, first.snapshot_id)  # no chain: the second stands alone
+    restic(tmp_path / "repo", "prune")
+    assert bytes_of(open_repo(tmp_path / "repo"), second.snapshot_id, tmp_path / "out2") == expected
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_no_changed_extents_means_that_nothing_is_read(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    first = store(repo, random_disk())
+    second = store(repo, Disk(bytes(10 * MIB), poison=[(0, 10 * MIB)]), [], parent=first.snapshot_id)
+    assert second.read_bytes == 0
+    with repo.lock():
+        assert content_of(repo, second.snapshot_id) == content_of(repo, first.snapshot_id)
+
+
+def test_without_extents_everything_is_read_and_only_changes_are_stored(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    first = store(repo, disk)
+    disk.content[5 * MIB] ^= 1
+    second = store(repo, disk, parent=first.snapshot_id)
+    assert second.read_bytes == 10 * MIB
+    assert MIB <= second.new_bytes < MIB + 10_000
+
+
+def test_zeros_keep_their_form_through_increments(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = Disk(os.urandom(MIB) + bytes(3 * MIB) + os.urandom(MIB))
+    first = store(repo, disk)
+    disk.content[MIB : 2 * MIB] = os.urandom(MIB)  # the marked zero block
+    disk.content[4 * MIB :] = bytes(MIB)
+    second = store(repo, disk, [Extent(MIB, MIB), Extent(4 * MIB, MIB)], parent=first.snapshot_id)
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
+    third = store(repo, disk)  # a full backup of the same content has the very same list
+    with repo.lock():
+        assert content_of(repo, second.snapshot_id) == content_of(repo, third.snapshot_id)
+
+
+@pytest.mark.parametrize(("old", "new"), [(5 * MIB, 8 * MIB), (5 * MIB + 100, 5 * MIB + 200), (5 * MIB, 5 * MIB + 1)])
+def test_what_an_image_grew_is_read(tmp_path: Path, old: int, new: int) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(new)
+    first = store(repo, Disk(bytes(disk.content[:old])))
+    disk.poison = [(0, old // MIB * MIB)]
+    second = store(repo, disk, [], parent=first.snapshot_id)
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
+    assert second.read_bytes == new - old // MIB * MIB
+
+
+@pytest.mark.parametrize("new", [3 * MIB, 3 * MIB + 100, 100, 5 * MIB + 50])
+def test_a_shrunken_image_loses_its_tail(tmp_path: Path, new: int) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(5 * MIB + 100)
+    first = store(repo, disk)
+    smaller = Disk(bytes(disk.content[:new]), poison=[(0, new // MIB * MIB)])
+    second = store(repo, smaller, [], parent=first.snapshot_id)
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content[:new]
+
+
+@pytest.mark.parametrize("extent", [Extent(10 * MIB, 1), Extent(-1, 5), Extent(5, 11 * MIB), Extent(0, -1)])
+def test_an_extent_outside_of_the_image_is_refused(tmp_path: Path, extent: Extent) -> None:
+    repo = new_repo(tmp_path / "repo")
+    first = store(repo, random_disk())
+    with pytest.raises(SourceError, match="outside"):
+        store(repo, random_disk(), [extent], parent=first.snapshot_id)
+
+
+# --- which parent may be trusted ---
+
+
+def untrusted(repo: Repository, parent: str | None, disk: Disk, name: str = "d") -> tuple[BackupResult, Log]:
+    log = Log()
+    options = {"parent": parent, "progress": Progress(log=log)}
+    return back_up_images(repo, ImageBackup(name, disk, []), **options), log
+
+
+def test_a_partial_parent_is_not_inherited_from(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    first = back_up_images(repo, ImageBackup("d", disk, None, lambda: True))
+    result, log = untrusted(repo, first.snapshot_id, disk)
+    assert result.read_bytes == disk.size
+    assert "is partial: everything is read" in log
+
+
+def test_a_parent_that_is_gone_is_not_inherited_from(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    first = store(repo, disk)
+    with repo.lock():
+        remove_snapshot(repo, first.snapshot_id)
+    result, log = untrusted(repo, first.snapshot_id, disk)
+    assert result.read_bytes == disk.size
+    assert result.parent_id is None
+    assert "is gone: everything is read" in log
+
+
+def test_a_disk_of_another_name_is_not_inherited_from(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    result, log = untrusted(repo, store(repo, disk).snapshot_id, disk, name="other")
+    assert result.read_bytes == disk.size
+    assert "holds no disk of this name" in log
+
+
+def test_no_parent_means_that_everything_is_read_and_said_so(tmp_path: Path) -> None:
+    disk = random_disk()
+    result, log = untrusted(new_repo(tmp_path / "repo"), None, disk)
+    assert result.read_bytes == disk.size
+    assert "there is no parent" in log
+
+
+def test_a_parent_that_restic_cut_is_not_inherited_from(tmp_path: Path) -> None:
+    disk = random_disk()
+    (tmp_path / "disks").mkdir()
+    (tmp_path / "disks" / "d.raw").write_bytes(disk.content)
+    repo = new_repo(tmp_path / "repo")
+    env = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        restic(tmp_path / "repo", "backup", "disks")
+    finally:
+        os.chdir(env)
+    result, log = untrusted(repo, list_snapshots(repo)[0].id, disk)
+    assert result.read_bytes == disk.size
+    assert "cut differently" in log
+
+
+def test_a_parent_whose_blocks_left_the_index_is_not_inherited_from(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    (tmp_path / "other").mkdir()
+    first = store(repo, disk)
+    # Keep the parent's trees, lose its data: as after a prune that somebody ran on a damaged repository.
+    with repo.lock():
+        repo.load_index()
+        lost = {name for name, blobs in repo.index.packs() if blobs[0].kind is BlobKind.DATA}
+    for path in (tmp_path / "repo" / "data").rglob("*"):
+        if path.name in lost:
+            path.unlink()
+    restic(tmp_path / "repo", "rebuild-index")
+    result, log = untrusted(open_repo(tmp_path / "repo"), first.snapshot_id, disk)
+    assert result.read_bytes == disk.size
+    assert "some are missing" in log
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_a_sample_that_agrees_costs_only_the_sample(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(40 * MIB)
+    first = store(repo, disk)
+    log = Log()
+    second = store(repo, disk, [Extent(5, 5)], parent=first.snapshot_id, sample=4, progress=Progress(log=log))
+    assert 5 * MIB <= second.read_bytes <= 8 * MIB  # the changed block, 4 at random, and the end
+    assert log.lines == []
+
+
+@pytest.mark.parametrize("where", [0, 39 * MIB + 5, 20 * MIB])
+def test_a_sample_that_differs_makes_everything_be_read(tmp_path: Path, where: int) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(40 * MIB)
+    first = store(repo, disk)
+    disk.content[where] ^= 1  # a change that the tracking missed
+    log = Log()
+    second = store(repo, disk, [], parent=first.snapshot_id, sample=40, progress=Progress(log=log))
+    assert ("error", True) in [(level, "change tracking is wrong" in message) for level, message in log.lines]
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
+
+
+def test_the_block_size_is_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk(12 * MIB)
+    monkeypatch.setattr("node_agent.repository.image_blocks.MAX_BLOCKS", 4)
+    first = store(repo, disk)
+    monkeypatch.undo()
+    second = store(repo, disk, [Extent(0, 1)], parent=first.snapshot_id)
+    assert (first.block_size, second.block_size, second.read_bytes) == (4 * MIB, 4 * MIB, 4 * MIB)
+
+
+def test_an_image_that_outgrew_its_blocks_is_read_wholly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = new_repo(tmp_path / "repo")
+    first = store(repo, random_disk(4 * MIB))
+    monkeypatch.setattr("node_agent.repository.image_blocks.MAX_BLOCKS", 2)
+    disk = random_disk(12 * MIB)
+    log = Log()
+    second = store(repo, disk, [], parent=first.snapshot_id, progress=Progress(log=log))
+    assert (second.block_size, second.read_bytes) == (8 * MIB, 12 * MIB)
+    assert "its blocks are now 8 MiB" in log
+
+
+def test_a_files_backup_in_the_same_repository_does_not_disturb(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    disk = random_disk()
+    files = back_up(repo, Path("/etc/hostname").parent / "apt", time=datetime.now(UTC))
+    result, log = untrusted(repo, files.snapshot_id, disk)
+    assert result.read_bytes == disk.size
+    assert "holds no disk of this name" in log
+
+
+# --- the pure parts ---
+
+
+@pytest.mark.parametrize(
+    ("size", "block_size"),
+    [(0, MIB), (1, MIB), (TIB, MIB), (TIB + 1, 2 * MIB), (4 * TIB, 4 * MIB), (8 * TIB, 8 * MIB), (64 * TIB, 8 * MIB)],
+)
+def test_the_block_size_follows_the_rule(size: int, block_size: int) -> None:
+    assert block_size_for(size) == block_size
+
+
+@pytest.mark.parametrize(
+    ("size", "inherited", "block_size"),
+    [(4 * TIB, MIB, MIB), (4 * TIB + 1, MIB, 8 * MIB), (1, 8 * MIB, 8 * MIB), (32 * TIB + 1, 8 * MIB, 8 * MIB)],
+)
+def test_an_inherited_block_size_stays_up_to_four_times_the_cap(size: int, inherited: int, block_size: int) -> None:
+    assert block_size_for(size, inherited) == block_size
+
+
+ranges = st.lists(st.tuples(st.integers(0, 999), st.integers(0, 200)), max_size=20)
+
+
+@given(ranges, st.integers(1, 100))
+def test_changed_blocks_are_exactly_those_that_are_touched(extents: list[tuple[int, int]], block_size: int) -> None:
+    inside = [Extent(offset, min(length, 1000 - offset)) for offset, length in extents]
+    runs = list(changed_blocks(inside, 1000, block_size))
+    touched = {position // block_size for extent in inside for position in range(extent.offset, extent.end)}
+    assert {number for first, end in runs for number in range(first, end)} == touched
+    assert all(end < first for (_, end), (first, _) in pairwise(runs))
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=30), st.integers(1, 40))
+def test_zero_cover_knows_what_lies_in_zero_extents(pieces: list[tuple[int, bool]], step: int) -> None:
+    extents, zero = [], bytearray()
+    for length, is_hole in pieces:
+        extents.append(Extent(len(zero), length, is_hole))
+        zero += bytes([is_hole]) * length
+    cover = ZeroCover(extents)
+    for start in range(0, len(zero), step):
+        end = min(start + step, len(zero))
+        assert cover.covers(start, end) == all(zero[start:end])
+
+
+@given(st.integers(1, 40 * MIB), st.integers(0, 39))
+def test_a_stored_list_is_cut_into_the_blocks_that_were_stored(size: int, marked: int) -> None:
+    ids, sizes = [], {}
+    for number in range(count_blocks(size, MIB)):
+        length = min(MIB, size - number * MIB)
+        if number == marked and length == MIB:
+            ids += [zero_id(MARK_SIZE)] * 2
+            continue
+        blob = hashlib.sha256(b"%d" % number).digest()
+        ids.append(blob)
+        sizes[blob] = length
+    sizes[zero_id(MARK_SIZE)] = MARK_SIZE
+    blocks = read_block_list(size, ids, sizes)
+    assert blocks is not None
+    assert [sum(sizes[blob] for blob in blocks.block(n)) for n in range(len(blocks))] == [
+        blocks.length(n) for n in range(len(blocks))
+    ]
+    assert sum(blocks.length(n) for n in range(len(blocks))) == size
+
+
+def test_a_list_with_a_missing_or_misplaced_blob_is_not_taken_for_blocks() -> None:
+    a, b = b"a" * 32, b"b" * 32
+    assert read_block_list(2 * MIB, [a, b], {a: MIB}) is None
+    assert read_block_list(2 * MIB, [a, b], {a: MIB - 5, b: MIB + 5}) is None
+    assert read_block_list(3 * MIB, [a, b], {a: MIB, b: MIB}) is None
+
+
+@given(st.binary(max_size=300))
+def test_zeros_are_recognised(data: bytes) -> None:
+    assert is_zero(data) == (not any(data))
+    assert is_zero(bytes(len(data)))
