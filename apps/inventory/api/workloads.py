@@ -49,7 +49,7 @@ class ProtectionSerializer(ScopedSerializer):
 
 class WorkloadSerializer(ScopedSerializer):
     source = PlainObjectField(
-        help_text='Of files: {"paths": […], "excludes": […]}; of a disk image: {"path": "/…", "format": "", "disk": ""}.'
+        help_text='Of files: {"paths": […], "excludes": […]}; of a disk image: {"path": "/…", "disk": "…"}.'
     )
     kind = serializers.ChoiceField(PlatformKind.choices, source="platform.kind", read_only=True)
     policy = serializers.UUIDField(source="assignment.policy_id", read_only=True, default=None)
