@@ -124,6 +124,13 @@ class Index:
         with self._lock, self._transaction():
             self._insert(name, packs)
 
+    def drop_packs(self, names: Iterable[str]) -> None:
+        """Forget what these packs hold, here only; for a private index while packs are rewritten."""
+        with self._lock, self._transaction():
+            for name in names:
+                self._db.execute("DELETE FROM packs WHERE name = ?", (bytes.fromhex(name),))
+            self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
+
     def file_names(self) -> set[str]:
         with self._lock:
             return {row[0] for row in self._db.execute("SELECT name FROM files")}

@@ -98,7 +98,7 @@ def _open(content: bytes, password: str) -> Key:
         params = ScryptParams(int(value["N"]), int(value["r"]), int(value["p"]))
         salt, data = (base64.b64decode(value[field], validate=True) for field in ("salt", "data"))
         user_key = key_from_password(password, salt, params)
-    except (KeyError, TypeError, binascii.Error) as error:
+    except (KeyError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise _BadKeyFile("it is not a key file") from error
     except ValueError as error:
         raise _BadKeyFile(str(error)) from error

@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 
 from node_agent.errors import (
+    BackendFull,
     BackendReadOnly,
     DamagedError,
     ObjectMissing,
@@ -160,11 +161,12 @@ class Repository:
     def lock(self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False) -> Iterator[Lock]:
         """Hold a lock, refreshed in the background. Raises RepositoryLocked.
 
-        With ``read_only_ok`` a store that cannot be written is read without a lock.
+        With ``read_only_ok`` a store that cannot be written, or is full, is read without a lock: a full destination
+        must not keep anybody from restoring.
         """
         try:
             lock = self._locks.acquire(exclusive=exclusive, wait_s=wait_s)
-        except BackendReadOnly:
+        except (BackendFull, BackendReadOnly):
             if not read_only_ok or exclusive:
                 raise
             lock = NoLock()

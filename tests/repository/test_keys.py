@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.errors import DamagedError, RepositoryError, RepositoryMissing, WrongPassword
-from node_agent.repository.backend import open_backend
+from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.crypto import Key
 from node_agent.repository.keys import MAX_OWN_KEYS, add_key, open_master_key
 from tests.repository.core_world import FAST, flip, stored
@@ -65,7 +65,10 @@ def test_a_flip_in_a_field_that_means_nothing_still_opens(backend, tmp_path: Pat
     open_master_key(backend, "right")  # a check names it, see test_check
 
 
-@pytest.mark.parametrize("changes", [{"N": 1 << 40}, {"p": 1 << 30}, {"N": 3}, {"r": 0}, {"kdf": "md5"}, {"salt": "*"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"N": 1 << 40}, {"p": 1 << 30}, {"N": 3}, {"r": 0}, {"kdf": "md5"}, {"salt": "*"}, {"N": float("inf")}, {"p": []}],
+)
 def test_a_hostile_key_file_is_refused_at_once(backend, tmp_path: Path, changes: dict[str, object]) -> None:
     name = add_key(backend, Key.random(), "right", FAST)
     path = tmp_path / "keys" / name
@@ -74,6 +77,12 @@ def test_a_hostile_key_file_is_refused_at_once(backend, tmp_path: Path, changes:
     path.write_text(json.dumps(value | changes))
     with pytest.raises(DamagedError, match=name):
         open_master_key(backend, "right")
+
+
+def test_a_key_file_nested_without_end_is_refused(backend, tmp_path: Path) -> None:
+    backend.put(Kind.KEY, "ab" * 32, [b"[" * 60_000])
+    with pytest.raises(DamagedError, match="ab" * 32):
+        open_master_key(backend, "any")
 
 
 def test_no_more_keys_are_made_than_stock_restic_tries(backend) -> None:
