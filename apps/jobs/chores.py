@@ -7,7 +7,6 @@ forerunner still at work in another process waits for its row locks or does noth
 from __future__ import annotations
 
 import logging
-from uuid import UUID
 
 from celery import shared_task
 from django.utils import timezone
@@ -16,7 +15,6 @@ from apps.catalog import protection
 from apps.iam import audit
 from apps.jobs import expiry, lease, planner, spool
 from apps.jobs import objectives as promises
-from apps.policies.models import Policy
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +29,9 @@ def plan() -> None:
 
 
 @shared_task(name="jobs.expire")
-def expire(policies: list[str] | None = None) -> None:
-    """Every hour for all; for single policies when they were changed by hand (:func:`policy_changed`)."""
-    chosen = None if policies is None else Policy.objects.filter(pk__in=[UUID(pk) for pk in policies])
-    jobs = expiry.expire(timezone.now(), chosen)
+def expire() -> None:
+    """Every hour; who does not want to wait uses ``requests.apply_retention``."""
+    jobs = expiry.expire(timezone.now())
     if jobs:
         log.info("expiring points in %s repositories", len(jobs))
 

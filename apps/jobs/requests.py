@@ -20,7 +20,7 @@ from apps.iam.access import Right
 from apps.iam.models import User
 from apps.inventory import repositories
 from apps.inventory.models import Destination, Platform, Repository, RepositoryState, Workload
-from apps.jobs import building, lease, objectives
+from apps.jobs import building, expiry, lease, objectives
 from apps.jobs.models import OPEN, Job, JobKind, Task, Trigger
 from apps.jobs.restores import browse, copy_of, download, restore
 from apps.policies.assignment import policy_of
@@ -28,6 +28,7 @@ from apps.policies.models import Policy
 from node_agent.protocol import RestoreTarget, TaskKind
 
 __all__ = [
+    "apply_retention",
     "backup_now",
     "browse",
     "cancel",
@@ -300,6 +301,17 @@ def delete_point(user: User, point: RestorePoint, typed_name: str) -> Job:
     audit.record(user, "point.delete-requested", point, detail={"job": str(made.pk)})
     transaction.on_commit(lambda: objectives.refresh([point.workload_id]))  # later: it locks other rows
     return made
+
+
+def apply_retention(user: User, policy: Policy) -> list[Job]:
+    """Remove now what the policy does not keep, instead of at the next full hour. One job a repository; none when
+    there is nothing to remove, or when it is being removed already."""
+    access.require(user, Right.DELETE, policy)
+    if not policy.enabled:
+        raise Conflict(_("The policy is switched off, so every point is kept."), hint=_("Switch it on first."))
+    jobs = expiry.expire(timezone.now(), [policy])
+    audit.record(user, "policy.retention-applied", policy, detail={"jobs": [str(job.pk) for job in jobs]})
+    return jobs
 
 
 def hold(user: User, point: RestorePoint, reason: str) -> RestorePoint:

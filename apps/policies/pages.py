@@ -43,7 +43,7 @@ def _runs(query: Any, now: datetime, zone: str) -> list[datetime]:
     crons = [cron for key, cron in query.items() if key.endswith("-cron") and cron.strip()] or ["0 22 * * *"]
     found: set[datetime] = set()
     for cron in crons:
-        found.update(schedule.due(cron, zone, now - timedelta(days=DAYS), now))
+        found.update(schedule.newest_due(cron, zone, now - timedelta(days=DAYS), now, RUNS_MAX))
     return sorted(found, reverse=True)[:RUNS_MAX]
 
 

@@ -32,12 +32,12 @@ def due(cron: str, tz: str, after: datetime, until: datetime, *, limit: int | No
 
 def latest_due(cron: str, tz: str, after: datetime, until: datetime) -> datetime | None:
     """The newest moment in (after, until]: what missed runs coalesce to. Its cost does not grow with the interval."""
-    for moment in _walk(cron, tz, until + _LONGEST_SHIFT, reverse=True):
-        if moment <= after:
-            return None
-        if moment <= until:
-            return moment
-    return None
+    return next(_downwards(cron, tz, after, until), None)
+
+
+def newest_due(cron: str, tz: str, after: datetime, until: datetime, limit: int) -> list[datetime]:
+    """The last ``limit`` moments in (after, until], newest first; the cost follows ``limit``, not the interval."""
+    return list(islice(_downwards(cron, tz, after, until), limit))
 
 
 def next_run(cron: str, tz: str, after: datetime) -> datetime | None:
@@ -73,6 +73,16 @@ def _upwards(cron: str, tz: str, after: datetime, until: datetime | None = None)
             return
         # Two moments of the gap meet at its end, and one of the doubled hour can come out before ``after``.
         if moment > previous:
+            previous = moment
+            yield moment
+
+
+def _downwards(cron: str, tz: str, after: datetime, until: datetime) -> Iterator[datetime]:
+    previous: datetime | None = None
+    for moment in _walk(cron, tz, until + _LONGEST_SHIFT, reverse=True):
+        if moment <= after:
+            return
+        if moment <= until and (previous is None or moment < previous):
             previous = moment
             yield moment
 

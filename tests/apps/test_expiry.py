@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from apps.catalog import browse
 from apps.catalog.models import CopyState, Directory, PointCopy, PointOutcome, Protection, RestorePoint
+from apps.errors import Conflict, Denied, NotFound
 from apps.iam.models import AuditEvent
 from apps.jobs import expiry, lease, requests
 from apps.jobs.models import Job, JobKind, State, Task, Trigger
@@ -230,6 +231,19 @@ def test_a_backup_does_not_run_beside_the_forgetting(world, alpha, now):
     assert node.take().spec.kind == "forget"
     requests.backup_now(world.operator, alpha.workload)
     assert node.take() is None
+
+
+def test_retention_can_be_applied_by_hand_by_who_may_delete(world, alpha, now):
+    for person, error in ((world.operator, Denied), (world.stranger, NotFound)):
+        with pytest.raises(error):
+            requests.apply_retention(person, alpha.policy)
+    (job,) = requests.apply_retention(world.admin, alpha.policy)
+    assert len(job.tasks.get().spec["snapshot_ids"]) == 3
+    assert requests.apply_retention(world.admin, alpha.policy) == []
+    Policy.objects.filter(pk=alpha.policy.pk).update(enabled=False)
+    alpha.policy.refresh_from_db()
+    with pytest.raises(Conflict, match="switched off"):
+        requests.apply_retention(world.admin, alpha.policy)
 
 
 # --- by hand ------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def test_missed_runs_coalesce_to_the_last_of_those_that_were_due(cron, start, ho
     moments = schedule.due(cron, zone, start, until)
     assert schedule.latest_due(cron, zone, start, until) == (moments[-1] if moments else None)
     assert moments == sorted(set(moments))
+    assert schedule.newest_due(cron, zone, start, until, 5) == moments[::-1][:5]
 
 
 def test_a_year_of_missed_minutes_is_coalesced_without_walking_through_them():
