@@ -103,7 +103,12 @@ def _use(request: EnrolRequest, now: datetime) -> EnrolmentCode:
     code_hash = digest(request.code.strip().partition(".")[0])
     same = EnrolmentCode.objects.filter(code_hash=code_hash, expires_at__gt=now)
     # Not seen since it enrolled: then the answer may have been lost on the way.
-    unheard = same.filter(node__incarnation=request.incarnation, node__last_seen_at=F("used_at"))
+    unheard = same.filter(
+        node__incarnation=request.incarnation,
+        node__last_seen_at=F("used_at"),
+        node__token_changed_at=F("used_at"),
+        node__quarantined_at=None,
+    )
     if same.filter(used_at=None).update(used_at=now) or same.filter(pk__in=unheard.values("pk")).update(used_at=now):
         return EnrolmentCode.objects.select_related("node", "tenant").get(code_hash=code_hash)
     raise BadCode

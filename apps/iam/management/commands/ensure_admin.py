@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
@@ -32,8 +33,9 @@ class Command(BaseCommand):
             return
         password = secrets.token_urlsafe(16) if options["generate"] else _read(options["password_file"])
         user = User(username=username, is_staff=True, is_superuser=True)
-        user.set_password(password)
         try:
+            validate_password(password, user)
+            user.set_password(password)
             user.full_clean()
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error
