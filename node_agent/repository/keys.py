@@ -9,14 +9,14 @@ import base64
 import binascii
 import hashlib
 import json
-import pwd
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from os import getuid, uname, urandom
+from os import uname, urandom
 
 from node_agent.errors import DamagedError, ObjectMissing, RepositoryError, RepositoryMissing, WrongPassword
 from node_agent.repository.backend.base import Backend, Kind
 from node_agent.repository.crypto import OWN_SCRYPT, SALT_SIZE, Key, ScryptParams, Unauthenticated, key_from_password
+from node_agent.repository.identity import username
 from node_agent.repository.rfc3339 import format_ns, from_datetime
 
 MAX_OWN_KEYS = 16
@@ -72,7 +72,7 @@ def add_key(backend: Backend, master: Key, password: str, params: ScryptParams =
     content = json.dumps(
         {
             "created": format_ns(from_datetime(datetime.now(UTC))),
-            "username": _username(),
+            "username": username(),
             "hostname": uname().nodename,
             "kdf": "scrypt",
             "N": params.n,
@@ -107,10 +107,3 @@ def _open(content: bytes, password: str) -> Key:
         return Key.from_json(plain)
     except ValueError as error:
         raise _BadKeyFile("its content is not a key") from error
-
-
-def _username() -> str:
-    try:
-        return pwd.getpwuid(getuid()).pw_name
-    except KeyError:
-        return str(getuid())

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pwd
 import re
 import signal
 import threading
@@ -26,6 +25,7 @@ from typing import Any
 
 from node_agent.errors import BackendReadOnly, BrsError, DamagedError, ObjectMissing, RepositoryLocked
 from node_agent.repository.backend.base import Kind, ObjectInfo
+from node_agent.repository.identity import username
 from node_agent.repository.lock_journal import LockJournal
 from node_agent.repository.rfc3339 import format_ns
 from node_agent.repository.sealed import SealedFiles
@@ -37,6 +37,7 @@ FENCE_S = 1350.0  # 30 min - 1.5 * refresh, as restic's refreshabilityTimeout
 STALE_S = 1800.0
 STALE_BEFORE_EXCLUSIVE_S = 86400.0
 SETTLE_S = 0.2
+_SKEW_S = 120.0
 _RETRY_S = (1.0, 2.0, 5.0, 10.0)
 
 _OURS = re.compile(r"\.brs-[0-9a-z]{8,}\Z")
@@ -79,7 +80,7 @@ class Locks:
     ) -> None:
         self.files = files
         self.holder = holder
-        self.clock = clock  # only for what people read; every decision is by the store's clock
+        self._clock = clock
         self.journal = LockJournal(holder.journal, repository_id) if holder.journal else None
 
     def acquire(self, *, exclusive: bool, wait_s: float = 0, settle_s: float = SETTLE_S) -> Lock:
@@ -123,7 +124,7 @@ class Locks:
             "time": format_ns(int(self.files.backend.now() * 1e9)),
             "exclusive": exclusive,
             "hostname": self.holder.hostname,
-            "username": _username(),
+            "username": username(),
             "pid": os.getpid(),
             "uid": os.getuid(),
             "gid": os.getgid(),
@@ -158,6 +159,8 @@ class Locks:
 
     def _refuse_conflicts(self, exclusive: bool, own: str | None) -> None:
         now = self.files.backend.now()
+        if own is None:
+            self._warn_of_skew(now)
         for other in self.others(own):
             if not (exclusive or other.exclusive):
                 continue
@@ -169,6 +172,12 @@ class Locks:
                 )
             logger.warning("removing lock %s of %s, left behind %s", other.info.name, other.who, _ago(age))
             self.files.backend.delete(Kind.LOCK, other.info.name)
+
+    def _warn_of_skew(self, store_now: float) -> None:
+        """Locks do not suffer from a wrong clock, but snapshots carry its time and retention goes by that."""
+        skew = self._clock() - store_now
+        if abs(skew) > _SKEW_S:
+            logger.warning("this machine's clock differs from the store's by %.0f seconds", skew)
 
     def _patience(self, exclusive: bool, other: OtherLock) -> float:
         if exclusive and other.hostname and not _OURS.search(other.hostname):
@@ -309,10 +318,3 @@ def _ago(seconds: float) -> str:
     if seconds < -600:
         return f"{-seconds / 60:.0f} minutes in the future"
     return f"{max(0.0, seconds) / 60:.0f} minutes ago" if seconds >= 90 else f"{max(0.0, seconds):.0f} seconds ago"
-
-
-def _username() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

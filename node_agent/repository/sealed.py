@@ -13,7 +13,7 @@ from typing import Any
 from node_agent.errors import DamagedError
 from node_agent.repository.backend.base import CONFIG_NAME, Backend, Buffer, Kind
 from node_agent.repository.compression import NotCompressed, compress, decompress
-from node_agent.repository.crypto import OVERHEAD, Key, Unauthenticated
+from node_agent.repository.crypto import Key, Unauthenticated
 
 _ZSTD = b"\x02"
 _LEVEL = 3
@@ -65,10 +65,6 @@ class SealedFiles:
         name, sealed = self.seal(kind, plain)
         self.backend.put(kind, name, [sealed])
         return name
-
-    @staticmethod
-    def plain_size(stored: int) -> int:
-        return stored - OVERHEAD
 
 
 def describe(kind: Kind, name: str) -> str:

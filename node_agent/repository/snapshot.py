@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from node_agent import __version__
 from node_agent.errors import DamagedError, ObjectMissing, SnapshotNotFound
 from node_agent.repository.backend.base import Kind
+from node_agent.repository.identity import username
 from node_agent.repository.repository import BlobKind, Lock, Repository
 from node_agent.repository.rfc3339 import format_datetime, parse_datetime
 from node_agent.repository.sealed import describe
 
 PARTIAL_TAG = "brs.partial"
-PROGRAM_VERSION = "brs 0.1.0"
+PROGRAM_VERSION = f"brs {__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def new_snapshot(
         tree=tree,
         paths=tuple(paths),
         hostname=hostname,
-        username=_username(),
+        username=username(),
         uid=os.getuid(),
         gid=os.getgid(),
         tags=tuple(tags),
@@ -221,10 +222,3 @@ def _decode(name: str, value: dict[str, Any]) -> Snapshot:
         program_version=value.get("program_version", ""),
         summary=value.get("summary") or {},
     )
-
-
-def _username() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

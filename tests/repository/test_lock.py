@@ -308,3 +308,17 @@ def test_a_read_only_store_refuses_a_lock(files: SealedFiles, monkeypatch: pytes
     monkeypatch.setattr(files.backend, "now", refuse)
     with pytest.raises(BackendReadOnly):
         _locks(files).acquire(exclusive=False)
+
+
+def test_a_clock_that_is_off_by_an_hour_is_told_and_changes_nothing(
+    files: SealedFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    for hours in (-1, 1):
+        locks = Locks(files, LockHolder("h"), "ab" * 32, clock=lambda hours=hours: time.time() + hours * HOUR)
+        other = _foreign(files, age_s=5 * MINUTE, exclusive=True)
+        with caplog.at_level(logging.WARNING), pytest.raises(RepositoryLocked):
+            locks.acquire(exclusive=False)
+        assert "differs from the store's by" in caplog.text
+        files.backend.delete(Kind.LOCK, other)
+        with locks.acquire(exclusive=False) as lock:
+            assert abs(files.backend.stat(Kind.LOCK, lock.name).modified - time.time()) < MINUTE

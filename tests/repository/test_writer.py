@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,8 +20,8 @@ from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.compression import compress
 from node_agent.repository.crypto import Key
 from node_agent.repository.pack import BlobKind, read_header
-from node_agent.repository.tree import encode_tree
-from tests.repository.core_world import new_repo, open_repo, restic, store, stored
+from node_agent.repository.tree import encode_tree, walk
+from tests.repository.core_world import make_snapshot, new_repo, open_repo, restic, store, stored
 
 
 def test_a_blob_is_stored_once_however_often_it_comes(tmp_path: Path) -> None:
@@ -242,3 +243,31 @@ def test_killed_at_any_instant_the_repository_is_clean_and_the_next_run_goes_on(
     with repo.lock(exclusive=True), repo.writer(Progress()) as writer:
         again = random.Random(3)
         assert not writer.save(BlobKind.DATA, again.randbytes(1 << 20)).new
+
+
+def test_a_disk_that_fills_up_leaves_a_clean_repository_and_can_still_be_read(tmp_path: Path) -> None:
+    """The whole way on a real full file system: the error, no snapshot, clean for stock restic, restorable."""
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("CI must run this test as root: it mounts a file system")
+        pytest.skip("NOT TESTED: needs root to mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(disk)], check=True)
+    try:
+        repo = new_repo(disk / "repo")
+        with repo.lock() as lock:
+            kept = make_snapshot(repo, lock, {b"f": [b"kept" * 1000]})
+            with pytest.raises(BackendFull, match=str(disk)), repo.writer(Progress()) as writer:
+                for _ in range(100):
+                    writer.submit(BlobKind.DATA, os.urandom(1 << 20))
+        restic(disk / "repo", "check", "--read-data")
+        with pytest.raises(OSError):
+            (disk / "filler").write_bytes(bytes(64 << 20))
+        again = open_repo(disk / "repo")
+        with again.lock(read_only_ok=True):
+            assert [path for path, _ in walk(again, bytes.fromhex(kept.tree))] == [b"/data", b"/data/f"]
+        with pytest.raises(BackendFull), again.lock():
+            pass
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
