@@ -48,6 +48,13 @@ def expire(now: datetime, policies: Iterable[Policy] | None = None) -> list[Job]
     return jobs
 
 
+def would_go(policy: Policy, now: datetime) -> int:
+    """How many copies of points the policy as it is stored does not keep now."""
+    workloads = set(Workload.objects.filter(assignment__policy=policy).values_list("pk", flat=True))
+    holding = Repository.objects.filter(copies__point__workload__in=workloads).distinct()
+    return sum(len(_goes(repository, workloads, now)) for repository in holding)
+
+
 def put_back_stranded(now: datetime) -> int:
     """Copies marked as going whose job has ended without them, however that came about: present again."""
     count = 0

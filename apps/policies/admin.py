@@ -22,7 +22,7 @@ from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import ScopedForm, ScopedInline, Verb
 from apps.inventory.models import Workload
-from apps.jobs import objectives, requests
+from apps.jobs import expiry, objectives, requests
 from apps.policies import schedule
 from apps.policies.models import Policy, Schedule
 
@@ -76,6 +76,19 @@ def _run_all(request: HttpRequest, policy: Policy, _data: dict[str, Any]) -> str
     return reverse("admin:jobs_job_changelist")
 
 
+def _expire(request: HttpRequest, policy: Policy, _data: dict[str, Any]) -> str:
+    requests.apply_retention(request.user, policy)
+    return reverse("admin:jobs_job_changelist")
+
+
+def _expire_counts(policy: Policy) -> str:
+    count = expiry.would_go(policy, timezone.now())
+    return (
+        ngettext("%d restore point will be removed for good.", "%d restore points will be removed for good.", count)
+        % count
+    )
+
+
 @admin.register(Policy)
 class PolicyAdmin(GrantedAdmin):
     form = PolicyForm
@@ -112,7 +125,18 @@ class PolicyAdmin(GrantedAdmin):
             run=_run_all,
             question=gettext_lazy("Every workload of this policy is backed up now."),
             done=gettext_lazy("The backups were started."),
-        )
+        ),
+        "expire": Verb(
+            label=gettext_lazy("Remove expired now"),
+            icon="auto_delete",
+            right=Right.DELETE,
+            run=_expire,
+            question=gettext_lazy("Restore points that the rules do not keep are removed now, not at the full hour."),
+            consequence=_expire_counts,
+            done=gettext_lazy("Looked for expired points; the jobs that remove them are in the list."),
+            danger=True,
+            when=lambda policy: policy.enabled,
+        ),
     }
 
     def get_queryset(self, request: HttpRequest) -> Any:

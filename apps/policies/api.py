@@ -9,8 +9,9 @@ from typing import Any
 from django.db.models import Count
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from drf_spectacular.utils import extend_schema
-from rest_framework import serializers
+from rest_framework import serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -18,16 +19,18 @@ from rest_framework.response import Response
 from apps.catalog.models import CopyState, PointCopy, PointOutcome
 from apps.errors import DomainError
 from apps.iam import access, audit
-from apps.iam.api_fields import ScopedField, ScopedSerializer, StrictSerializer
+from apps.iam.api_fields import NoBody, ScopedField, ScopedSerializer, StrictSerializer
 from apps.iam.api_scope import WriteScopedViewSet
 from apps.inventory.models import Workload
-from apps.jobs import objectives
+from apps.jobs import objectives, requests
+from apps.jobs.api_job import JobSerializer
 from apps.policies import retention, schedule
 from apps.policies.assignment import retention_of, rule_of
 from apps.policies.models import Policy, Schedule
 
 SCHEDULES_MOST = 20
 KEEP_MOST = 100_000
+SIMULATED_MOST = 100  # workloads in one simulation
 KEEPS = ("last", "hourly", "daily", "weekly", "monthly", "yearly", "within_days")
 
 
@@ -152,7 +155,22 @@ class SimulatedPointSerializer(serializers.Serializer):
 class SimulationAnswerSerializer(serializers.Serializer):
     kept = serializers.IntegerField()
     removed = serializers.IntegerField()
+    complete = serializers.BooleanField(help_text="false: there are more workloads; ask for them one by one.")
     points = SimulatedPointSerializer(many=True)
+
+
+class RefusedSerializer(serializers.Serializer):
+    workload = serializers.UUIDField()
+    code = serializers.CharField()
+    message = serializers.CharField()
+    hint = serializers.CharField()
+
+
+class StartedSerializer(serializers.Serializer):
+    """Several jobs at once."""
+
+    jobs = JobSerializer(many=True)
+    refused = RefusedSerializer(many=True)
 
 
 class PolicyViewSet(WriteScopedViewSet):
@@ -171,6 +189,42 @@ class PolicyViewSet(WriteScopedViewSet):
     def picture(self, row: Policy) -> dict[str, Any]:
         return {**audit.snapshot(row), "schedules": rule_of(row)["schedules"]}
 
+    def perform_destroy(self, instance: Policy) -> None:
+        access.require(self.request.user, Right.DELETE, instance)
+        if covers := instance.assignments.count():
+            raise Conflict(
+                ngettext("It covers %d workload.", "It covers %d workloads.", covers) % covers,
+                hint=_("Assign another policy to these, or none, first."),
+            )
+        super().perform_destroy(instance)
+
+    @extend_schema(request=NoBody, responses={202: StartedSerializer})
+    @action(detail=True, methods=["post"])
+    def run(self, request: Request, pk: str) -> Response:
+        """Backs up every workload that it covers now. Those that cannot be started are told with the reason."""
+        policy = self.get_object()
+        self.body(NoBody)
+        access.require(request.user, Right.OPERATE, policy)
+        jobs, refused = [], []
+        for workload in access.visible(request.user, Workload).filter(assignment__policy=policy, excluded=False):
+            try:
+                jobs.append(requests.backup_now(request.user, workload))
+            except DomainError as error:
+                refused.append({"workload": workload.pk, **error.as_dict()})
+        return self._started(jobs, refused)
+
+    @extend_schema(request=NoBody, responses={202: StartedSerializer})
+    @action(detail=True, methods=["post"])
+    def expire(self, request: Request, pk: str) -> Response:
+        """Removes now what its retention does not keep, not at the next full hour. There is no way back."""
+        policy = self.get_object()
+        self.body(NoBody)
+        return self._started(requests.apply_retention(request.user, policy), [])
+
+    def _started(self, jobs: list[Job], refused: list[dict[str, Any]]) -> Response:
+        answer = StartedSerializer({"jobs": jobs, "refused": refused}, context=self.get_serializer_context())
+        return Response(answer.data, status.HTTP_202_ACCEPTED)
+
     @extend_schema(request=SimulationSerializer, responses=SimulationAnswerSerializer)
     @action(detail=True, methods=["post"])
     def simulate(self, request: Request, pk: str) -> Response:
@@ -182,10 +236,21 @@ class PolicyViewSet(WriteScopedViewSet):
         workloads = access.visible(request.user, Workload).filter(assignment__policy=policy)
         if values["workload"] is not None:
             workloads = access.visible(request.user, Workload).filter(pk=values["workload"].pk)
-        points = [row for workload in workloads for row in self._simulated(workload, policy, rule)]
+        chosen = list(workloads.order_by("name")[: SIMULATED_MOST + 1])
+        points = [row for workload in chosen[:SIMULATED_MOST] for row in self._simulated(workload, policy, rule)]
         kept = sum(row["keep"] for row in points)
-        answer = {"kept": kept, "removed": len(points) - kept, "points": points}
+        complete = len(chosen) <= SIMULATED_MOST
+        answer = {"kept": kept, "removed": len(points) - kept, "complete": complete, "points": points}
         return Response(SimulationAnswerSerializer(answer).data)
+
+    @extend_schema(request=NoBody, responses={202: JobSerializer(many=True)})
+    @action(detail=True, methods=["post"])
+    def expire(self, request: Request, pk: str) -> Response:
+        """Removes now what retention does not keep, as one job for each repository; it also happens every hour."""
+        policy = self.get_object()
+        self.body(NoBody)
+        jobs = requests.apply_retention(request.user, policy)
+        return Response(JobSerializer(jobs, many=True, context={"request": request}).data, status.HTTP_202_ACCEPTED)
 
     def _simulated(self, workload: Workload, policy: Policy, rule: retention.Rule) -> list[dict[str, Any]]:
         copies = access.visible(self.request.user, PointCopy).filter(

@@ -237,7 +237,9 @@ def test_retention_can_be_applied_by_hand_by_who_may_delete(world, alpha, now):
     for person, error in ((world.operator, Denied), (world.stranger, NotFound)):
         with pytest.raises(error):
             requests.apply_retention(person, alpha.policy)
+    assert expiry.would_go(alpha.policy, now) == 3
     (job,) = requests.apply_retention(world.admin, alpha.policy)
+    assert expiry.would_go(alpha.policy, now) == 0
     assert len(job.tasks.get().spec["snapshot_ids"]) == 3
     assert requests.apply_retention(world.admin, alpha.policy) == []
     Policy.objects.filter(pk=alpha.policy.pk).update(enabled=False)
@@ -321,3 +323,22 @@ def test_two_that_expire_at_once_make_one_job():
     assert errors == []
     assert Job.objects.filter(kind=JobKind.EXPIRE).count() == 1
     assert len(Task.objects.get(job__kind=JobKind.EXPIRE).spec["snapshot_ids"]) == 6
+
+
+def test_the_api_and_the_admin_apply_retention_too(world, alpha, now, client):
+    def post():
+        return client.post(f"/api/v1/policies/{alpha.policy.pk}/expire/", {}, content_type="application/json")
+
+    client.force_login(world.operator)
+    assert post().status_code == 403
+    client.force_login(world.stranger)
+    assert post().status_code == 404
+    client.force_login(world.admin)
+    answer = post()
+    assert answer.status_code == 202
+    assert [job["kind"] for job in answer.json()] == ["expire"]
+    ActingNode(alpha.node).fail(ActingNode(alpha.node).take())
+    page = f"/admin/policies/policy/{alpha.policy.pk}/do/expire/"
+    assert "3 restore points will be removed for good" in client.get(page).content.decode()
+    client.post(page)
+    assert Job.objects.filter(kind=JobKind.EXPIRE).count() == 2
