@@ -151,9 +151,10 @@ class Index:
 
     def _refresh(self, on_damaged: Callable[[DamagedError], None] | None) -> None:
         for attempt in range(3):
-            listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
             try:
                 with self._transaction():
+                    # Listed inside: else rows that another process adds meanwhile would be taken for vanished ones.
+                    listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
                     self._drop(self.file_names() - listed)
                     for name in sorted(listed - self.file_names()):
                         self._load(name, on_damaged)

@@ -166,6 +166,28 @@ def test_processes_that_share_a_cache_agree(files: SealedFiles, tmp_path: Path) 
     assert [index.blob_count() for index in indexes] == [100] * 4
 
 
+def test_rows_that_another_process_adds_during_a_refresh_are_not_taken_for_vanished(
+    files: SealedFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = Index(files, "repo", tmp_path / "index"), Index(files, "repo", tmp_path / "index")
+    packs = [(_pack(1), _blobs(1))]
+    listing, threads = files.backend.list, []
+
+    def list_while_another_writes(kind: Kind):
+        found = list(listing(kind))  # without what is written now
+        if not threads:
+            name = save_index_file(files, packs)
+            threads.append(threading.Thread(target=writer.add_file, args=(name, packs)))
+            threads[0].start()
+            threads[0].join(0.3)
+        return iter(found)
+
+    monkeypatch.setattr(files.backend, "list", list_while_another_writes)
+    reader.refresh()
+    threads[0].join()
+    assert writer.has(BlobKind.DATA, _blobs(1)[0].id)
+
+
 def test_131072_lookups_in_200000_blobs_take_less_than_two_seconds(files: SealedFiles, tmp_path: Path) -> None:
     index = Index(files, "repo", tmp_path / "index")
     for number in range(4):
