@@ -261,7 +261,9 @@ class Run:
             try:
                 self._send(report)
             except (LeaseLost, NotEnrolled) as error:
-                log.warning("task=%s is no longer ours: %s", self.task.task_id, error)
+                # A result may be acknowledged while a heartbeat is on its way: then this is no news.
+                level = logging.DEBUG if self.speaking else logging.WARNING
+                log.log(level, "task=%s is no longer ours: %s", self.task.task_id, error)
                 self.lose()
                 return
             except ServerError as error:

@@ -1,0 +1,188 @@
+"""Node and real server, each a process of its own: killed at random moments, every run still ends well by itself.
+
+BRS_TEST_KILLS sets how often (the release runs 20); the phase of each kill is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brs.demo import Api
+from brs.local import TENANT_SLUG, Local
+
+KILLS = int(os.environ.get("BRS_TEST_KILLS", "3"))
+LEASE_S = 8
+MARGIN_S = 2
+ENDED = {"succeeded", "partial", "failed", "cancelled"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@dataclass
+class Running:
+    local: Local
+    api: Api
+    source: Path
+    workload: str
+
+    def back_up(self) -> str:
+        return str(self.api.post(f"workloads/{self.workload}/backup/", {})["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.api.get(f"jobs/{job_id}/")
+
+    def wait(self, job_id: str, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while (job := self.job(job_id))["state"] not in ENDED:
+            assert time.monotonic() < deadline, f"the job did not end: {job}"
+            time.sleep(0.2)
+        return job
+
+    @property
+    def repository(self) -> Path:
+        return next(config.parent for config in self.local.backups.rglob("config"))
+
+    def packs(self) -> int:
+        return sum(path.is_file() for path in (self.repository / "data").rglob("*"))
+
+    def restic(self, *args: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"RESTIC_PASSWORD": self.password(), "HOME": str(self.local.data)}
+        command = ["restic", "--no-cache", "--no-lock", "-r", str(self.repository), *args]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    def password(self) -> str:
+        code = (
+            "from apps.inventory.models import Repository\n"
+            "from apps.iam import secrets\n"
+            "r = Repository.objects.select_related('password').get()\n"
+            "print('PW=' + secrets.reveal(r.password))"
+        )
+        out = self.local.manage("shell", "-c", code)
+        return next(line[3:] for line in out.splitlines() if line.startswith("PW="))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    base = tmp_path_factory.mktemp("with-server")
+    source = base / "source"
+    source.mkdir()
+    dice = random.Random(1)
+    for number in range(300):
+        (source / f"f{number}").write_bytes(dice.randbytes(800_000))
+    environ = {"BRS_LEASE_TTL_S": str(LEASE_S), "BRS_LEASE_MARGIN_S": str(MARGIN_S)}
+    local = Local(data=base / "brs", port=_port(), read=[str(source)], environ=environ)
+    local.data.mkdir()
+    try:
+        local.start_server()
+        password = local.ensure_people()
+        assert password is not None
+        local.start_node()
+        api = Api.login(local, password)
+        yield Running(local, api, source, _workload(api, local, source))
+    finally:
+        local.stop()
+
+
+def _port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _workload(api: Api, local: Local, source: Path) -> str:
+    tenant = next(row["id"] for row in api.get("tenants/")["results"] if row["slug"] == TENANT_SLUG)
+    node = api.get("nodes/")["results"][0]["id"]
+    where = {"tenant": tenant, "name": "d", "path": str(local.backups), "nodes": [node]}
+    destination = api.post("destinations/", where)
+    rule = {"tenant": tenant, "name": "p", "destination": destination["id"], "schedules": [{"cron": "0 22 * * *"}]}
+    policy = api.post("policies/", rule)
+    platform = api.post("platforms/", {"tenant": tenant, "kind": "files", "name": "f", "node": node})
+    made = {
+        "tenant": tenant,
+        "platform": platform["id"],
+        "name": "w",
+        "source": {"paths": [str(source)], "excludes": []},
+    }
+    workload = api.post("workloads/", made)
+    api.post(f"workloads/{workload['id']}/assign/", {"policy": policy["id"]})
+    return str(workload["id"])
+
+
+def change(running: Running, dice: random.Random) -> None:
+    for number in dice.sample(range(300), 120):
+        (running.source / f"f{number}").write_bytes(dice.randbytes(800_000))
+
+
+def kill_node(local: Local) -> None:
+    assert local.node is not None
+    local.node.send_signal(signal.SIGKILL)
+    local.node.wait()
+
+
+def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository(running: Running) -> None:
+    dice = random.Random(2)
+    first = running.wait(running.back_up(), 120)
+    assert first["state"] == "succeeded", first
+    after_first_pack = 0
+    for number in range(KILLS):
+        change(running, dice)
+        before = running.packs()
+        job_id = running.back_up()
+        _moment(running, dice, before, wait_for_pack=number % 2 == 0)
+        packs = running.packs() - before
+        after_first_pack += packs > 0
+        phase = [task.get("phase") for task in running.job(job_id).get("tasks", [])]
+        kill_node(running.local)
+        killed = time.monotonic()
+        running.local.start_node()
+        job = running.wait(job_id, LEASE_S + MARGIN_S + 60)
+        print(f"kill {number}: packs={packs} phase={phase} {job['state']} after {time.monotonic() - killed:.1f} s")
+        assert job["state"] == "succeeded", job
+        checked = running.restic("check", "--read-data")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert after_first_pack >= KILLS // 4
+    snapshots = json.loads(running.restic("snapshots", "--json").stdout)
+    points = running.api.get("restore-points/", page_size="200")["results"]
+    assert len(snapshots) == len(points) == KILLS + 1
+
+
+def _moment(running: Running, dice: random.Random, before: int, *, wait_for_pack: bool) -> None:
+    if wait_for_pack:
+        deadline = time.monotonic() + 30
+        while running.packs() == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.5))
+    else:
+        time.sleep(dice.uniform(0, 2.5))
+
+
+def test_a_server_killed_in_the_middle_of_a_backup_loses_nothing(running: Running) -> None:
+    dice = random.Random(3)
+    for _ in range(max(1, KILLS // 3)):
+        change(running, dice)
+        job_id = running.back_up()
+        time.sleep(dice.uniform(0.2, 3))
+        server = running.local.server
+        assert server is not None
+        server.kill()
+        server.wait()
+        running.local.start_server()
+        job = running.wait(job_id, LEASE_S + MARGIN_S + 60)
+        assert job["state"] == "succeeded", job
+    snapshots = {row["id"] for row in json.loads(running.restic("snapshots", "--json").stdout)}
+    points = running.api.get("restore-points/", page_size="200")["results"]
+    assert len(points) == len(snapshots)
+    assert running.restic("check", "--read-data").returncode == 0
