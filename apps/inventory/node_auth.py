@@ -16,7 +16,8 @@ from django.db.models import Q
 from django.utils import timezone
 
 from apps.errors import Denied, Unauthorized
-from apps.iam import audit
+from apps.iam import access, audit
+from apps.iam.models import User
 from apps.iam.secrets import derive
 from apps.iam.tokens import digest
 from apps.inventory.models import Node
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 
 class Quarantined(Denied):
     code = "quarantined"
-    default_message = "This node is quarantined: a token of it that was replaced has been used again."
-    default_hint = "Find out who copied the node's token, then enrol the node anew with a code issued for its name."
+    default_message = "This node is quarantined: its token was copied, or an operator shut it out."
+    default_hint = "Find out why on the server, then enrol the node anew with a code issued for its name."
 
 
 class UnknownNode(Unauthorized):
@@ -55,7 +56,7 @@ def authenticate(token: str) -> Node:
         return node
     if hmac.compare_digest(hashed, node.next_token_hash):
         return _promote(node, hashed)
-    _quarantine(node)
+    quarantine(node, "server", "A replaced token was used again.")
     raise Quarantined
 
 
@@ -80,10 +81,11 @@ def _promote(node: Node, hashed: str) -> Node:
     return node
 
 
-def _quarantine(node: Node) -> None:
-    reason = "A replaced token was used again."
-    if Node.objects.filter(pk=node.pk, quarantined_at=None).update(
-        quarantined_at=timezone.now(), quarantine_reason=reason
-    ):
-        log.warning("Node %s is quarantined: a replaced token was used again.", node.name)
-        audit.record("server", "node.quarantined", node, detail={"reason": reason})
+def quarantine(node: Node, by: User | str, reason: str) -> None:
+    """Refuses every token of the node from now on, until it is enrolled anew. Done twice it changes nothing."""
+    if isinstance(by, User):
+        access.require(by, access.Right.CONFIGURE, node)
+    now = timezone.now()
+    if Node.objects.filter(pk=node.pk, quarantined_at=None).update(quarantined_at=now, quarantine_reason=reason[:300]):
+        log.warning("Node %s is quarantined: %s", node.name, reason)
+        audit.record(by, "node.quarantined", node, detail={"reason": reason})

@@ -197,3 +197,17 @@ def test_nodes_of_an_inactive_tenant_are_not_known(world: World) -> None:
 def test_authenticating_is_one_query(world: World, django_assert_num_queries) -> None:
     with django_assert_num_queries(1):
         node_auth.authenticate(world.alpha.node_token)
+
+
+def test_an_operator_can_shut_a_node_out_at_once(world: World) -> None:
+    with pytest.raises(Denied):
+        node_auth.quarantine(world.alpha.node, world.operator, "lost laptop")
+    with pytest.raises(NotFound):
+        node_auth.quarantine(world.alpha.node, world.stranger, "mischief")
+    node_auth.authenticate(world.alpha.node_token)
+    node_auth.quarantine(world.alpha.node, world.admin, "lost laptop")
+    node_auth.quarantine(world.alpha.node, world.admin, "again")
+    with pytest.raises(Quarantined):
+        node_auth.authenticate(world.alpha.node_token)
+    event = AuditEvent.objects.get(verb="node.quarantined")
+    assert (event.actor, event.detail) == (world.admin, {"reason": "lost laptop"})
