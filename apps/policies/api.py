@@ -17,13 +17,15 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.catalog.models import CopyState, PointCopy, PointOutcome
-from apps.errors import DomainError
+from apps.errors import Conflict, DomainError
 from apps.iam import access, audit
+from apps.iam.access import Right
 from apps.iam.api_fields import NoBody, ScopedField, ScopedSerializer, StrictSerializer
 from apps.iam.api_scope import WriteScopedViewSet
 from apps.inventory.models import Workload
 from apps.jobs import objectives, requests
 from apps.jobs.api_job import JobSerializer
+from apps.jobs.models import Job
 from apps.policies import retention, schedule
 from apps.policies.assignment import retention_of, rule_of
 from apps.policies.models import Policy, Schedule
@@ -216,7 +218,7 @@ class PolicyViewSet(WriteScopedViewSet):
     @extend_schema(request=NoBody, responses={202: StartedSerializer})
     @action(detail=True, methods=["post"])
     def expire(self, request: Request, pk: str) -> Response:
-        """Removes now what its retention does not keep, not at the next full hour. There is no way back."""
+        """Removes now what its retention does not keep, as one job a repository; it also happens every hour."""
         policy = self.get_object()
         self.body(NoBody)
         return self._started(requests.apply_retention(request.user, policy), [])
@@ -242,15 +244,6 @@ class PolicyViewSet(WriteScopedViewSet):
         complete = len(chosen) <= SIMULATED_MOST
         answer = {"kept": kept, "removed": len(points) - kept, "complete": complete, "points": points}
         return Response(SimulationAnswerSerializer(answer).data)
-
-    @extend_schema(request=NoBody, responses={202: JobSerializer(many=True)})
-    @action(detail=True, methods=["post"])
-    def expire(self, request: Request, pk: str) -> Response:
-        """Removes now what retention does not keep, as one job for each repository; it also happens every hour."""
-        policy = self.get_object()
-        self.body(NoBody)
-        jobs = requests.apply_retention(request.user, policy)
-        return Response(JobSerializer(jobs, many=True, context={"request": request}).data, status.HTTP_202_ACCEPTED)
 
     def _simulated(self, workload: Workload, policy: Policy, rule: retention.Rule) -> list[dict[str, Any]]:
         copies = access.visible(self.request.user, PointCopy).filter(

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.django_db
 ERROR = {"code", "message", "hint"}
 DETAILS = [pytest.param(route, id=route.path) for route in routes() if route.detail]
 LISTS = [pytest.param(route, id=route.path) for route in routes() if not route.detail]
+READ_LISTS = [param for param in LISTS if "get" in param.values[0].methods]
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +41,10 @@ def test_to_those_outside_nothing_exists(world, route, who):
             assert answer.json()["code"] == "not-found"
 
 
-@pytest.mark.parametrize("route", LISTS)
+@pytest.mark.parametrize("route", READ_LISTS)
 def test_lists_hold_nothing_of_another_tenant(world, route):
     things = alphas_things(world)
     stranger = person(world.stranger)
-    if "get" not in route.methods:
-        pytest.skip("only written to")
     answer = stranger.get(route.path)
     assert answer.status_code == 200, answer.content
     text = answer.content.decode()

@@ -382,6 +382,31 @@ def test_the_simulator_shows_what_would_go_and_changes_nothing(world, admin):
     assert admin.post(f"policies/{world.alpha.policy.pk}/simulate/", foreign).status_code == 400
 
 
+def test_a_policy_is_run_by_hand_and_tells_what_could_not_start(world, admin):
+    path = f"policies/{world.alpha.policy.pk}/run/"
+    first = admin.post(path)
+    assert first.status_code == 202
+    assert [job["workload"] for job in first.json()["jobs"]] == [str(world.alpha.workload.pk)]
+    second = admin.post(path).json()
+    assert second["jobs"] == []
+    assert second["refused"][0]["code"] == "already-running"
+    assert person(world.viewer).post(path).status_code == 403
+
+
+def test_retention_is_applied_by_hand_by_those_who_may_delete(world, admin):
+    path = f"policies/{world.alpha.policy.pk}/expire/"
+    assert person(world.operator).post(path).status_code == 403
+    assert admin.post(path).json() == {"jobs": [], "refused": []}  # the newest complete point always stays
+
+
+def test_a_policy_in_use_is_not_deleted(world, admin):
+    path = f"policies/{world.alpha.policy.pk}/"
+    assert person(world.viewer).delete(path).status_code == 403
+    assert admin.delete(path).status_code == 409
+    admin.post(f"workloads/{world.alpha.workload.pk}/assign/", {"policy": None})
+    assert admin.delete(path).status_code == 204
+
+
 def test_a_node_is_renamed_and_paused_and_nothing_else(world, admin):
     path = f"nodes/{world.alpha.node.pk}/"
     answer = admin.patch(path, {"name": "rack 3", "labels": ["zone:a"], "slots": 4, "paused": True})
