@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.db import transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -25,6 +26,7 @@ from node_agent.protocol import LIST_KEEP, BackupResult, LeftOut, Outcome, Paren
 _AT_ONCE = 500
 
 
+@transaction.atomic
 def record_backup(
     *,
     task_id: UUID,
@@ -103,6 +105,7 @@ def mark_expiring(copies: Iterable[PointCopy], reason: str) -> list[PointCopy]:
     return taken
 
 
+@transaction.atomic
 def mark_forgotten(
     repository: Repository, removed: Iterable[str], missing: Iterable[str] = (), *, now: datetime
 ) -> int:
@@ -185,6 +188,7 @@ class Reconciliation:
         return "; ".join(parts)
 
 
+@transaction.atomic
 def reconcile(repository: Repository, result: VerifyResult, *, since: datetime, now: datetime) -> Reconciliation:
     """Compare the catalogue with what a verification, begun at ``since``, saw in the repository.
 
