@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ class Running:
         return sum(path.is_file() for path in (self.repository / "data").rglob("*"))
 
     def restic(self, *args: str) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"RESTIC_PASSWORD": self.password(), "HOME": str(self.local.data)}
+        env = os.environ | {"RESTIC_PASSWORD": self.password, "HOME": str(self.local.data)}
         command = ["restic", "--no-cache", "--no-lock", "-r", str(self.repository), *args]
         return subprocess.run(command, env=env, capture_output=True, text=True)
 
+    @cached_property
     def password(self) -> str:
         code = (
             "from apps.inventory.models import Repository\n"
