@@ -336,7 +336,7 @@ def test_the_api_and_the_admin_apply_retention_too(world, alpha, now, client):
     client.force_login(world.admin)
     answer = post()
     assert answer.status_code == 202
-    assert [job["kind"] for job in answer.json()] == ["expire"]
+    assert [job["kind"] for job in answer.json()["jobs"]] == ["expire"]
     ActingNode(alpha.node).fail(ActingNode(alpha.node).take())
     page = f"/admin/policies/policy/{alpha.policy.pk}/do/expire/"
     assert "3 restore points will be removed for good" in client.get(page).content.decode()
