@@ -92,6 +92,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "brs.headers.ContentPolicy",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -179,6 +180,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"
 
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("vi", "Tiếng Việt")]
@@ -276,6 +278,9 @@ UNFOLD = {
         },
     },
     "SIDEBAR": {"show_search": True, "command_search": True, "navigation": "brs.admin_site.navigation"},
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("brs/favicon.svg")}
+    ],
     "STYLES": [lambda _request: static("brs/brs.css")],
     "SCRIPTS": [lambda _request: static("brs/live.js")],
     "DASHBOARD_CALLBACK": "apps.reports.dashboard.context",

@@ -146,6 +146,7 @@ class TenantAdmin(ScopedAdmin):
 class MembershipAdmin(ScopedAdmin):
     add_right = change_right = delete_right = Right.MEMBERS
     choice_rights = {"tenant": Right.MEMBERS}
+    hide_single_tenant = False
     list_display: ClassVar = ["user", "tenant", "role", "since"]
     list_filter: ClassVar = ["role", "tenant"]
     list_select_related: ClassVar = ["user", "tenant"]

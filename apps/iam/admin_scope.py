@@ -27,6 +27,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.admin import ModelAdmin, TabularInline
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from apps.errors import DomainError
 from apps.iam import access, audit
@@ -138,7 +139,7 @@ class Verb:
 class TypedName(forms.Form):
     """Where much is lost, a click is not enough."""
 
-    typed_name = forms.CharField(label=gettext_lazy("Type its name to confirm"))
+    typed_name = forms.CharField(label=gettext_lazy("Type its name to confirm"), widget=UnfoldAdminTextInputWidget)
 
     def __init__(self, *args: Any, name: str = "", **kwargs: Any) -> None:
         self.name = name
@@ -207,6 +208,10 @@ class VerbViews:
         return TemplateResponse(request, "brs/verb.html", context)
 
 
+# One primary button a page: Save.
+QUIET = {"show_save_and_add_another": False, "show_save_and_continue": False}
+
+
 class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
     """The base of every page: scoped lists, choices, filters, history; rights by ``iam.access``; one audit trail."""
 
@@ -218,14 +223,19 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
     superuser_only: ClassVar[bool] = False
     choice_rights: ClassVar[dict[str, Right]] = {"tenant": Right.CONFIGURE}
     list_per_page = 50
-    show_full_result_count = False
-    list_filter_submit = False
+    hide_single_tenant: ClassVar[bool] = True
 
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         if self.superuser_only:
             queryset = super().get_queryset(request)
             return queryset if request.user.is_superuser else queryset.none()
         return access.visible(request.user, super().get_queryset(request), self.view_right)
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """Whose it is goes without saying for a member of one tenant."""
+        columns = list(super().get_list_display(request))
+        single = access.tenants(request.user).count() < 2
+        return [one for one in columns if one != "tenant"] if single and self.hide_single_tenant else columns
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         return [scoped_filter(self.model, given) for given in super().get_list_filter(request)]
@@ -279,8 +289,13 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
         if obj is None:
             raise Http404
         shown = {"title": str(obj), "subtitle": None, "verbs": self.verbs_for(request, obj)}
-        extra = {**shown, **self.page_context(request, obj), **(extra_context or {})}
+        extra = {**QUIET, **shown, **self.page_context(request, obj), **(extra_context or {})}
         return super().change_view(request, object_id, form_url, extra)
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().add_view(request, form_url, {**QUIET, **(extra_context or {})})
 
     def _changeform_view(self, request: HttpRequest, object_id: str | None, form_url: str, extra: Any) -> HttpResponse:
         if object_id is not None and self.get_object(request, unquote(object_id)) is None:

@@ -77,7 +77,8 @@ def _stages(task: Task) -> list[Stage]:
 
 
 def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
-    figures = task.progress or {}
+    shown = number == reached or (task.state not in ACTIVE and number == len(PHASES.get(task.kind, (key,))) - 1)
+    figures = task.progress or {} if shown else {}
     return Stage(
         key=key,
         word=word(key),

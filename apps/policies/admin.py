@@ -46,6 +46,7 @@ class ScheduleForm(ScopedForm):
 class ScheduleInline(ScopedInline):
     model = Schedule
     form = ScheduleForm
+    hide_title = True
     fields: ClassVar = ["cron", "mode", "enabled", "in_words", "next_run"]
     readonly_fields: ClassVar = ["in_words", "next_run"]
 

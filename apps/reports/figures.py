@@ -15,7 +15,6 @@ from apps.inventory.models import Destination, Repository, Workload
 from apps.jobs.models import ACTIVE, OPEN, Job, JobKind, State
 
 STRIP_HOURS = 24
-RING_RADIUS = 15.9155  # makes the circle's length 100, so that dashes are per cent
 SHOWN_JOBS = 6
 SHOWN_RUNS = 6
 
@@ -25,6 +24,7 @@ class RingPart:
     state: str
     count: int
     share: float
+    rest: float
     offset: float  # where the part begins, as stroke-dashoffset
 
 
@@ -62,6 +62,7 @@ class Hour:
 @dataclass
 class Overview:
     workloads: int = 0
+    counted: int = 0  # without the excluded ones
     ring: list[RingPart] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     missed: list[Protection] = field(default_factory=list)
@@ -98,6 +99,7 @@ def _protection(found: Overview, user: User, now: datetime) -> None:
     counts[ProtectionState.UNPROTECTED] = counts.get(ProtectionState.UNPROTECTED, 0) + max(0, unseen)
     found.counts = {state.value: counts.get(state, 0) for state in ProtectionState}
     found.ring = ring({state: n for state, n in found.counts.items() if state != ProtectionState.EXCLUDED})
+    found.counted = sum(part.count for part in found.ring)
     missed = [row for row in rows.exclude(state=ProtectionState.EXCLUDED) if is_late(row, now)]
     missed.sort(key=lambda row: row.last_good_at or row.updated_at)
     found.missed, found.missed_count = missed[:5], len(missed)
@@ -105,13 +107,22 @@ def _protection(found: Overview, user: User, now: datetime) -> None:
 
 
 def ring(counts: dict[str, int]) -> list[RingPart]:
+    """The parts of a circle whose length is 100 (radius 15.9155), beginning at the top."""
     total = sum(counts.values())
     parts, begin = [], 0.0
     for state, count in counts.items():
         if not count:
             continue
         share = 100 * count / total
-        parts.append(RingPart(state=state, count=count, share=round(share, 3), offset=round(125 - begin, 3)))
+        parts.append(
+            RingPart(
+                state=state,
+                count=count,
+                share=round(share, 3),
+                rest=round(100 - share, 3),
+                offset=round(125 - begin, 3),
+            )
+        )
         begin += share
     return parts
 
@@ -156,7 +167,7 @@ def _bytes(found: Overview, user: User) -> None:
     found.stored_bytes = stored_bytes(access.visible(user, Repository)) or sums["stored"] or 0
     found.points = sums["points"]
     if found.protected_bytes:
-        found.saved_percent = max(0, round(100 * (1 - found.stored_bytes / found.protected_bytes)))
+        found.saved_percent = max(0, int(100 * (1 - found.stored_bytes / found.protected_bytes)))
 
 
 def stored_bytes(repositories: QuerySet[Repository]) -> int:

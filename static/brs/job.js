@@ -17,28 +17,27 @@
     return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
   };
 
-  const page = () => document.querySelector("[data-job][data-open]");
+  const here = () => document.querySelector("[data-job][data-open]");
 
   const figure = (stage, name, text) => {
     const place = stage.querySelector(`[data-figure="${name}"]`);
     if (place && place.textContent !== text) place.textContent = text;
   };
 
-  const draw = (taskId, told) => {
-    const stages = [...document.querySelectorAll(`[data-task="${CSS.escape(taskId)}"]`)];
-    const stage = stages.find((one) => one.dataset.stage === told.phase) || stages[0];
+  const draw = (task) => {
+    const told = task.progress;
+    const stages = [...document.querySelectorAll(`[data-task="${CSS.escape(task.id)}"]`)];
+    const stage = stages.find((one) => one.dataset.stage === task.phase) || stages[0];
     if (!stage) return;
-    if (stages.length > 1 && !stage.classList.contains("brs-active")) { window.brsLive.lookSoon(); }
-    const share = told.total_bytes ? Math.min(99, Math.round((100 * told.done_bytes) / told.total_bytes)) : 0;
+    if (!stage.classList.contains("brs-active")) window.brsLive.lookSoon();
+    const share = Math.min(99, Math.round(task.percent || 0));
     const bar = stage.querySelector('[data-figure="bar"]');
-    if (bar) {
-      bar.style.width = `${share}%`;
-      bar.parentElement.setAttribute("aria-valuenow", share);
-    }
-    const left = (told.total_bytes - told.done_bytes) / told.rate_bytes_s;
-    figure(stage, "bytes", told.total_bytes ? `${size(told.done_bytes)} / ${size(told.total_bytes)}` : size(told.done_bytes));
+    bar.style.width = `${share}%`;
+    bar.parentElement.setAttribute("aria-valuenow", share);
+    const done = size(told.done_bytes);
+    figure(stage, "bytes", told.total_bytes ? `${done} / ${size(told.total_bytes)}` : done);
     figure(stage, "rate", told.rate_bytes_s ? `${size(told.rate_bytes_s)}/s` : "");
-    figure(stage, "eta", told.total_bytes && told.rate_bytes_s && left > 0 ? `~ ${duration(left)}` : "");
+    figure(stage, "eta", task.eta_s ? `~ ${duration(task.eta_s)}` : "");
     figure(stage, "current", told.current || "");
   };
 
@@ -62,21 +61,19 @@
   };
 
   const hear = (message) => {
-    const job = page();
-    if (!job || String(message.id || message.job || "") !== job.dataset.job) return;
-    (message.tasks || []).forEach((task) => draw(String(task.id), { ...task.progress, phase: task.phase || task.progress?.phase }));
-    if (message.task && message.progress) draw(String(message.task), message.progress);
-    if (message.log) write(message.log);
-    if (message.state && message.state !== job.dataset.state) {
-      const first = job.dataset.state === undefined;
-      job.dataset.state = message.state;
-      if (!first || job.dataset.shown !== message.state) window.brsLive.lookSoon();
-    }
+    const page = here();
+    if (message.type !== "job" || !page || message.job.id !== page.dataset.job) return;
+    message.tasks.forEach((task) => { if (task.state === "running" || task.state === "leased") draw(task); });
+    write(message.log);
+    const state = [message.job.state, message.job.waiting_for, ...message.tasks.map((task) => task.state + task.phase)].join();
+    if (page.dataset.seen !== undefined && page.dataset.seen !== state) window.brsLive.lookSoon();
+    if (page.dataset.seen === undefined && page.dataset.state !== message.job.state) window.brsLive.lookSoon();
+    page.dataset.seen = state;
   };
 
   window.brsLive.listeners.push(hear);
   const box = document.getElementById("job-log");
   if (box) box.scrollTop = box.scrollHeight;
   /* Also without the socket a running job moves. */
-  setInterval(() => { if (page()?.dataset.open && !document.hidden) window.brsLive.look(); }, 15000);
+  setInterval(() => { if (here()?.dataset.open && !document.hidden) window.brsLive.look(); }, 15000);
 })();

@@ -34,13 +34,14 @@
   live.look = async () => {
     if (looking) { again = true; return; }
     const regions = [...document.querySelectorAll("[data-live][id]")];
-    if (!regions.length) return;
+    if (!regions.length && !document.getElementById("list-live")) return;
     looking = true;
     live.lastLook = Date.now();
     try {
       const answer = await fetch(location.href, { headers: { "X-Requested-With": "brs-live" }, credentials: "same-origin" });
       if (!answer.ok || answer.redirected) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      freshenList(fresh);
       regions.forEach((old) => {
         const now = fresh.getElementById(old.id);
         if (!now || now.innerHTML === old.innerHTML) return;
@@ -62,6 +63,23 @@
       if (again) { again = false; live.lookSoon(); }
     }
   };
+
+  /* A list moves too, unless somebody is choosing rows in it. */
+  const freshenList = (fresh) => {
+    if (!document.getElementById("list-live") || document.querySelector(".action-select:checked")) return;
+    const old = document.getElementById("result_list");
+    const now = fresh.getElementById("result_list");
+    if (old && now && old.innerHTML !== now.innerHTML) old.replaceChildren(...now.childNodes);
+    else if (!old && now) location.reload();
+  };
+
+  const bars = (message) => {
+    if (message.type !== "job") return;
+    const row = document.querySelector(`li[data-job="${CSS.escape(message.job.id)}"]`);
+    const task = message.tasks.find((one) => one.state === "running");
+    if (row && task && task.percent !== null) row.querySelector(".brs-bar > span").style.width = `${task.percent}%`;
+  };
+  live.listeners.push(bars);
 
   const atEnd = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 30;
 

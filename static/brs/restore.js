@@ -114,6 +114,8 @@
       if (event.key === "Enter" && event.target.id === "tree-q") event.preventDefault();
     });
     draw(); tick();
+    const folders = results ? results.querySelectorAll("[data-open]") : [];
+    if (folders.length === 1) folders[0].click(); /* the way to the only folder is no choice */
   };
   start();
   document.addEventListener("brs:fresh", start);

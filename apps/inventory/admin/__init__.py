@@ -17,7 +17,7 @@ from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.decorators import display
-from unfold.widgets import UnfoldBooleanSwitchWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldBooleanSwitchWidget
 
 from apps import display as look
 from apps.catalog.models import CopyState, PointCopy
@@ -193,6 +193,19 @@ class DestinationAdmin(GrantedAdmin):
         used = obj is not None and obj.repositories.exclude(state=RepositoryState.NEW).exists()
         # The folder of a repository that holds backups cannot be renamed here: they would not be found.
         return [*super().get_readonly_fields(request, obj), *(["path"] if used else [])]
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> forms.Field | None:
+        field = super().formfield_for_manytomany(db_field, request, **kwargs)
+        if field is not None:
+            field.widget = UnfoldAdminCheckboxSelectMultipleWidget(choices=field.choices)
+            field.help_text = _("The nodes on which this folder exists.")
+        return field
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> forms.Field | None:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if db_field.name == "nodes" and hasattr(field.widget, "widget"):
+            field.widget = field.widget.widget  # nodes are enrolled, not added from here
+        return field
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         nodes = access.visible(request.user, Node).exclude(enrolled_at=None)

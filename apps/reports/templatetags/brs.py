@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from django import template
+from django.utils.formats import number_format
 from django.utils.safestring import SafeString
 
 from apps import display
+from apps.catalog.models import RestorePoint
+from apps.reports import timeline
 
 register = template.Library()
 
@@ -48,3 +53,22 @@ def percent_of(part: float, whole: float) -> int:
 @register.filter
 def lasted(started: datetime | None, ended: datetime | None) -> str:
     return display.duration((ended - started).total_seconds()) if started and ended else "–"
+
+
+@register.filter
+def count(number: int | None) -> str:
+    """Digits in groups, as the language writes them."""
+    return number_format(number or 0, force_grouping=True)
+
+
+@register.filter
+def point_state(point: RestorePoint) -> str:
+    """Complete or partial; damaged when no copy of it is whole."""
+    return "damaged" if timeline.is_hurt(point) else str(point.outcome)
+
+
+@register.filter
+def last_of(rows: Iterable[Any]) -> Any:
+    """The last row; unlike Django's ``last`` also of a queryset that was fetched already."""
+    found = list(rows.all()) if hasattr(rows, "all") else list(rows)
+    return found[-1] if found else None
