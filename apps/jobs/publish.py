@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync
-from channels.layers import get_channel_layer
+from channels.layers import InMemoryChannelLayer, get_channel_layer
 from django.db import transaction
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ def _send_all(groups: Iterable[str], message: dict[str, Any]) -> None:
 
 def _send(group: str, message: dict[str, Any]) -> None:
     layer = get_channel_layer()
+    if isinstance(layer, InMemoryChannelLayer) and (_loop is None or not _loop.is_running()):
+        return  # it reaches this process only, and nobody listens here
     try:
         running = asyncio.get_running_loop()
     except RuntimeError:

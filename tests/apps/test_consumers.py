@@ -7,7 +7,7 @@ import uuid
 from contextlib import asynccontextmanager
 
 import pytest
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from django.conf import settings
 from django.test import Client
@@ -55,7 +55,7 @@ def of_type(kind: str):
 
 
 async def in_thread(work, *args):
-    return await sync_to_async(work, thread_sensitive=False)(*args)
+    return await database_sync_to_async(work, thread_sensitive=False)(*args)
 
 
 async def silent(talk: WebsocketCommunicator) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from django.conf import settings
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -75,7 +75,7 @@ async def call(method: str, path: str, body: bytes = b"", headers: dict[str, str
 
 
 async def in_thread(work, *args):
-    return await sync_to_async(work, thread_sensitive=False)(*args)
+    return await database_sync_to_async(work, thread_sensitive=False)(*args)
 
 
 # --- the door -------------------------------------------------------------------------------------------
