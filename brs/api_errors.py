@@ -57,6 +57,9 @@ def as_domain(error: Exception) -> DomainError | None:
             return Unauthorized(str(error.detail), hint=_("Send “Authorization: Bearer <API token>”, or log in."))
         case PermissionDenied():
             return Denied()
+        case exceptions.PermissionDenied() if str(error.detail).startswith("CSRF"):
+            hint = _("Send the cookie csrftoken's value in the header X-CSRFToken, and a Referer; or use an API token.")
+            return Denied(str(error.detail), hint=hint, code="csrf")
         case exceptions.PermissionDenied():
             return Denied(str(error.detail))
         case exceptions.Throttled():

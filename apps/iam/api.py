@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 from zoneinfo import available_timezones
 
+from django.contrib.auth import update_session_auth_hash
 from django.db.models import QuerySet
 from django.utils.translation import gettext_lazy as _
 from django_filters import rest_framework as filters
@@ -144,6 +145,11 @@ class NewUserSerializer(StrictSerializer):
     password = serializers.CharField(max_length=200, write_only=True, trim_whitespace=False)
 
 
+class PasswordSerializer(StrictSerializer):
+    old = serializers.CharField(max_length=200, write_only=True, trim_whitespace=False)
+    new = serializers.CharField(max_length=200, write_only=True, trim_whitespace=False)
+
+
 class UserViewSet(UpdateScoped, ReadScopedViewSet):
     """People of one's tenants; ``users/me/`` is oneself. An owner makes new ones as members of his tenant."""
 
@@ -183,6 +189,15 @@ class UserViewSet(UpdateScoped, ReadScopedViewSet):
                     user, "user.changed", user, detail=audit.changes(before, audit.snapshot(user)), request=request
                 )
         return Response(MeSerializer(user, context=self.get_serializer_context()).data)
+
+    @extend_schema(request=PasswordSerializer, responses={204: None})
+    @action(detail=False, methods=["post"], url_path="me/password", url_name="me-password")
+    def password(self, request: Request) -> Response:
+        """Changes one's own password. Other sessions of oneself end; API tokens stay."""
+        values = self.body(PasswordSerializer)
+        members.change_password(request.user, values["old"], values["new"], request=request)
+        update_session_auth_hash(request._request, request.user)
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
 
 # --- tokens ---------------------------------------------------------------------------------------

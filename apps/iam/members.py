@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth import password_validation
@@ -10,9 +11,12 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from apps.errors import Conflict, Invalid
-from apps.iam import access, audit
+from apps.iam import access, audit, throttle
 from apps.iam.access import Right
 from apps.iam.models import Membership, Role, Tenant, User
+
+PASSWORD_TRIES = 10
+PASSWORD_PERIOD = timedelta(minutes=10)
 
 
 @transaction.atomic
@@ -57,16 +61,33 @@ def invite(by: User, tenant: Tenant, role: str, *, username: str, password: str,
     """A new user who is a member of ``tenant``. The password has to satisfy the installation's rules."""
     access.require(by, Right.MEMBERS, tenant)
     user = User(username=username)
-    try:
-        password_validation.validate_password(password, user)
-    except ValidationError as error:
-        raise Invalid("password: " + " ".join(error.messages), hint=_("Choose a longer, less common one.")) from None
+    _require_strong(password, user)
     if User.objects.filter(username__iexact=username).exists():
         raise Conflict(_("The user name is taken."), hint=_("Choose another one."))
     user.set_password(password)
     user.save()
     audit.record(by, "user.added", user, tenant=tenant, detail={"username": username}, request=request)
     return add(by, tenant, user, role, request=request)
+
+
+def change_password(user: User, old: str, new: str, *, request: Any = None) -> None:
+    """One's own. The old one is asked for, so that a token or an open browser is not enough to take an account."""
+    throttle.take("password", str(user.pk), limit=PASSWORD_TRIES, period=PASSWORD_PERIOD)
+    if not user.check_password(old):
+        raise Invalid(_("old: this is not your password."), hint=_("Ask an administrator if you have lost it."))
+    throttle.give_back("password", str(user.pk))
+    _require_strong(new, user)
+    user.set_password(new)
+    with transaction.atomic():
+        user.save(update_fields=["password"])
+        audit.record(user, "user.password-changed", user, request=request)
+
+
+def _require_strong(password: str, user: User) -> None:
+    try:
+        password_validation.validate_password(password, user)
+    except ValidationError as error:
+        raise Invalid("password: " + " ".join(error.messages), hint=_("Choose a longer, less common one.")) from None
 
 
 def _keep_an_owner(membership: Membership) -> None:

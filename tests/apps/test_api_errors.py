@@ -275,7 +275,7 @@ def test_a_session_needs_the_csrf_token(world, client):
     body = {"tenant": str(world.alpha.tenant.pk), "kind": "files", "name": "x", "node": str(world.alpha.node.pk)}
     assert strict.get("/api/v1/platforms/").status_code == 200
     answer = strict.post("/api/v1/platforms/", data=body, content_type="application/json")
-    refused(answer, 403, code="denied")
+    refused(answer, 403, "X-CSRFToken", code="csrf")
     assert Platform.objects.filter(name="x").count() == 0
     client.force_login(world.admin)
     answer = client.post("/api/v1/platforms/", data=body, content_type="application/json")

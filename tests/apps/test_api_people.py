@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
+from guardian.shortcuts import assign_perm
 
 from apps.iam import tokens
 from apps.iam.models import ApiToken, AuditEvent, Membership, Role, Tenant, User
+from apps.inventory.models import Workload
 from tests.api_client import Person, ids, person
 from tests.world import PASSWORD
 
@@ -178,3 +180,40 @@ def test_the_audit_trail_is_read_and_filtered_and_never_written(world):
     assert str(event["id"]) in ids(owner.get(f"audit-events/?until={later}"))
     assert owner.patch(f"audit-events/{event['id']}/", {"verb": "x"}).status_code == 405
     assert person(world.viewer).get(f"audit-events/{event['id']}/").status_code == 200
+
+
+def test_ones_password_is_changed_with_the_old_one_only(world, client):
+    viewer = person(world.viewer)
+    new = "another long phrase"
+    assert viewer.post("users/me/password/", {"old": "wrong", "new": new}).status_code == 400
+    assert viewer.post("users/me/password/", {"old": PASSWORD, "new": "short"}).status_code == 400
+    assert viewer.post("users/me/password/", {"old": PASSWORD, "new": new}).status_code == 204
+    world.viewer.refresh_from_db()
+    assert world.viewer.check_password(new)
+    assert new not in str(list(AuditEvent.objects.values()))
+    answers = [viewer.post("users/me/password/", {"old": "guess", "new": new}).status_code for _ in range(12)]
+    assert answers[0] == 400 and answers[-1] == 429
+
+
+def test_a_session_survives_the_change_of_its_own_password(world, client):
+    client.force_login(world.viewer)
+    body = {"old": PASSWORD, "new": "another long phrase"}
+    assert client.post("/api/v1/users/me/password/", body, content_type="application/json").status_code == 204
+    assert client.get("/api/v1/users/me/").status_code == 200
+
+
+def test_one_who_was_granted_a_single_workload_sees_that_and_no_other(world):
+    other = Workload.objects.create(
+        tenant=world.alpha.tenant, platform=world.alpha.platform, name="other", source={"paths": ["/srv/other"]}
+    )
+    assign_perm("inventory.operate_workload", world.nobody, world.alpha.workload)
+    guest = person(world.nobody)
+    assert ids(guest.get("workloads/")) == {str(world.alpha.workload.pk)}
+    assert ids(guest.get("restore-points/")) == {str(world.alpha.point.pk)}
+    assert ids(guest.get("jobs/")) == {str(world.alpha.job.pk)}
+    assert guest.get(f"workloads/{other.pk}/").status_code == 404
+    assert ids(guest.get("policies/")) == ids(guest.get("destinations/")) == ids(guest.get("tenants/")) == set()
+    assert guest.post(f"workloads/{world.alpha.workload.pk}/backup/").status_code == 202
+    assert guest.patch(f"workloads/{world.alpha.workload.pk}/", {"name": "x"}).status_code == 403
+    body = {"target": {"in_place": True}}
+    assert guest.post(f"restore-points/{world.alpha.point.pk}/restore/", body).status_code == 403
