@@ -24,6 +24,7 @@ from node_agent.errors import ConfigError, NotEnrolled, ServerError, ServerNotTr
 from node_agent.state import Identity, State
 
 if TYPE_CHECKING:
+    from node_agent.protocol import Capabilities, EnrolReply
     from node_agent.worker import Worker
 
 log = logging.getLogger("brs.node")
@@ -64,12 +65,11 @@ def _opened(args: argparse.Namespace) -> tuple[State, NodeConfig]:
 
 
 def _enroll(args: argparse.Namespace) -> int:
-    from node_agent.client import ServerClient, server_url, trust
+    from node_agent.client import server_url
     from node_agent.node import capabilities
-    from node_agent.protocol import EnrolRequest
 
     state, config = _opened(args)
-    config = config.model_copy(update={"labels": [*config.labels, *_labels(args.label)]})
+    labels = _labels(args.label)
     server = server_url(args.server)
     code = sys.stdin.readline().strip() if args.code == "-" else args.code.strip()
     state.prepare()
@@ -80,37 +80,43 @@ def _enroll(args: argparse.Namespace) -> int:
                 hint="Use another folder with --state, or replace the enrolment with --force.",
             )
         ca_pem = None if args.system_trust else pinned_ca(server, code)
-        client = ServerClient(server, trust(ca_pem))
-        try:
-            reply = client.enrol(
-                EnrolRequest(
-                    code=code,
-                    name=args.name or config.name or platform.node(),
-                    incarnation=uuid4(),
-                    node_time=datetime.now(UTC),
-                    capabilities=capabilities(config, []),
-                )
-            )
-        except NotEnrolled as error:
-            raise _bad_code(error) from error
-        except ServerUnreachable:
-            raise
-        except ServerError as error:
-            raise _bad_code(error) from error
-        finally:
-            client.close()
+        reply = _redeem(server, ca_pem, code, args.name or config.name, capabilities(config, labels))
         identity = Identity(
             server=server,
             node_id=str(reply.node_id),
             name=reply.name,
-            labels=_labels(args.label),
+            labels=labels,
             system_trust=args.system_trust,
-            token_at=time.time(),
+            token_at=reply.server_time.timestamp(),
         )
         state.keep_enrolment(identity, ca_pem, reply.token)
     print(f"This machine is now the node {reply.name!r} of {server}.")
     print(f"Start it: python -m node_agent run --state {state.folder}")
     return 0
+
+
+def _redeem(server: str, ca_pem: str | None, code: str, name: str, able: Capabilities) -> EnrolReply:
+    from node_agent.client import ServerClient, trust
+    from node_agent.protocol import EnrolRequest
+
+    client = ServerClient(server, trust(ca_pem))
+    request = EnrolRequest(
+        code=code,
+        name=name or platform.node(),
+        incarnation=uuid4(),
+        node_time=datetime.now(UTC),
+        capabilities=able,
+    )
+    try:
+        return client.enrol(request)
+    except (ServerUnreachable, ServerNotTrusted):
+        raise
+    except ServerError as error:
+        said_more = error.hint not in ("", type(error).default_hint)
+        hint = error.hint if said_more else "Make a new code on the page Nodes."
+        raise NotEnrolled(f"The server did not accept the enrolment: {error.message}", hint=hint) from error
+    finally:
+        client.close()
 
 
 def pinned_ca(server: str, code: str) -> str:
@@ -135,13 +141,6 @@ def pinned_ca(server: str, code: str) -> str:
         hint="Check the address: another server may answer there, or somebody stands in between. "
         "If the server was set up anew, make a new code.",
     )
-
-
-def _bad_code(error: ServerError) -> ServerError:
-    if isinstance(error, ServerNotTrusted):
-        return error
-    hint = error.hint if error.hint not in ("", type(error).default_hint) else "Make a new code on the page Nodes."
-    return NotEnrolled(f"The server did not accept the enrolment: {error.message}", hint=hint)
 
 
 def _labels(given: list[str]) -> list[str]:

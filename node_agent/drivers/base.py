@@ -16,9 +16,9 @@ What ``open`` yields is one of two shapes: a :class:`FileTree` or a :class:`Disk
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -43,9 +43,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FileTree:
-    """Roots of trees to read: where each really lies, and the path the user knows it by."""
+    """Roots of trees to read: where each really lies, and the path the user knows it by.
+
+    ``owners``: user and group ids of paths (as the user knows them) whose copy could not be given them.
+    """
 
     roots: Sequence[tuple[Path, str]]
+    owners: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
 
 
 class DiskContent(Protocol):

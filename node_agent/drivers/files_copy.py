@@ -56,6 +56,7 @@ class TreeCopy:
     overwrite: Overwrite = "always"
     skip: Skip = lambda _path, _is_dir: False
     one_file_system: bool = False
+    owners: dict[bytes, tuple[int, int]] | None = None  # collects owners that could not be set, instead of notes
     done: Copied = field(default_factory=Copied)
     _links: dict[tuple[int, int], bytes] = field(default_factory=dict)
     _target_root: int = -1
@@ -184,9 +185,8 @@ class TreeCopy:
         else:
             os.mknod(temporary, st.st_mode, st.st_rdev, dir_fd=frame.target)
             os.chmod(temporary, stat.S_IMODE(st.st_mode), dir_fd=frame.target)
-        self._keep(
-            path, "owner", lambda: os.chown(temporary, st.st_uid, st.st_gid, dir_fd=frame.target, follow_symlinks=False)
-        )
+        uid, gid, folder = st.st_uid, st.st_gid, frame.target
+        self._owner(path, st, lambda: os.chown(temporary, uid, gid, dir_fd=folder, follow_symlinks=False))
         os.utime(temporary, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=frame.target, follow_symlinks=False)
         self._count(st, 0)
 
@@ -251,18 +251,34 @@ class TreeCopy:
 
     def _metadata(self, source: int, target: int, st: os.stat_result, path: bytes) -> None:
         """Owner before mode: changing the owner clears set-id bits. Times last."""
-        self._keep(path, "owner", lambda: os.fchown(target, st.st_uid, st.st_gid))
+        owned = self._owner(path, st, lambda: os.fchown(target, st.st_uid, st.st_gid))
         self._xattrs(source, target, path)
-        self._keep(path, "mode", lambda: os.fchmod(target, stat.S_IMODE(st.st_mode)))
+        # A set-id bit without its owner would lend the rights of the node's user.
+        mode = stat.S_IMODE(st.st_mode) if owned else stat.S_IMODE(st.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
+        self._keep(path, "mode", lambda: os.fchmod(target, mode))
         self._keep(path, "times", lambda: os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns)))
 
-    def _keep(self, path: bytes, what: str, change: Callable[[], None]) -> None:
+    def _owner(self, path: bytes, st: os.stat_result, change: Callable[[], None]) -> bool:
+        """Whether the owner is kept: in the copy, or in ``owners`` beside it."""
+        if self.owners is None:
+            return self._keep(path, "owner", change)
+        try:
+            change()
+        except OSError as error:
+            if error.errno not in _MAY_NOT:
+                raise
+            self.owners[path] = (st.st_uid, st.st_gid)
+        return True
+
+    def _keep(self, path: bytes, what: str, change: Callable[[], None]) -> bool:
         try:
             change()
         except OSError as error:
             if error.errno not in _MAY_NOT:
                 raise
             self._note(path, what, f"Its {what} could not be kept: the node's user may not set it.")
+            return False
+        return True
 
     def _xattrs(self, source: int, target: int, path: bytes) -> None:
         try:

@@ -43,15 +43,20 @@ def check_target(target: Path, *, format: str, overwrite: Overwrite) -> None:
 
 
 @contextmanager
-def staging_beside(target: Path) -> Iterator[Path]:
-    """A private folder on the target's file system, gone afterwards. TargetError when it cannot be made."""
+def staging_beside(target: Path, run: str) -> Iterator[Path]:
+    """A private folder on the target's file system, gone afterwards. TargetError when it cannot be made.
+
+    ``run`` names it: another attempt of the same run removes what a killed one left behind.
+    """
+    folder = target.parent / f".brs-restore-{run}"
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=".brs-restore-", dir=target.parent)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise TargetError(f"{printable(str(target.parent))} cannot be written: {error.strerror}.") from error
     try:
-        yield Path(folder)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -30,6 +30,7 @@ def backup_files(
     roots: Sequence[Path],
     *,
     found_at: Mapping[Path, Path] | None = None,
+    owners: Mapping[bytes, tuple[int, int]] | None = None,
     host: str,
     paths: Sequence[str],
     tags: Sequence[str] = (),
@@ -45,12 +46,13 @@ def backup_files(
 
     The index must have been loaded. Roots themselves may be links and are followed; nothing below them is.
     With a ``parent`` (a snapshot id), files whose size, times and inode are as they were there are not read.
-    ``found_at``: where a root's content lies if not at its own path (a staged copy).
+    ``found_at``: where a root's content lies if not at its own path (a staged copy); ``owners``: user and group ids
+    of paths whose copy could not be given them.
     Raises SourceMissing when a root does not exist and SourceError when one cannot be read at all.
     """
     plan = plan_roots(roots, found_at)
     before = _find_parent(repo, parent, progress)
-    options = WalkOptions(Excludes(excludes), before, one_file_system)
+    options = WalkOptions(Excludes(excludes), before, one_file_system, owners or {})
     with repo.writer(progress, compression=compression) as writer:
         walk = Walk(repo, writer, options, progress, issues)
         tree_id = walk.store(plan)

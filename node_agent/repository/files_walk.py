@@ -7,14 +7,14 @@ leads nowhere and depth is bounded by open files rather than by the interpreter.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
 from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
-from node_agent.repository.files_meta import node_from_stat, proc_path, read_xattrs
+from node_agent.repository.files_meta import group_name, node_from_stat, proc_path, read_xattrs, user_name
 from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
 from node_agent.repository.files_roots import RootFolder
 from node_agent.repository.files_trees import Folder, TreeQueue
@@ -32,6 +32,7 @@ class WalkOptions:
     excludes: Excludes
     before: Snapshot | None = None
     one_file_system: bool = False
+    owners: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)  # of paths whose copy has another owner
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class Walk:
                 folder.add_folder(node, self._store_above(child, self._children(known)))
             elif os.path.isdir(child.real):
                 st, sub = self._store_root_folder(child, self._children(known))
-                node = node_from_stat(name, st)
+                node = self._node(child.path, name, st)
                 node.xattrs = self._xattrs(child.real, child.path, follow=True)
                 folder.add_folder(node, sub)
             else:
@@ -184,7 +185,7 @@ class Walk:
     def _enter(self, frame: _Frame, path: bytes, name: bytes) -> _Frame | None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
         st = os.fstat(fd)
-        node = node_from_stat(name, st)
+        node = self._node(path, name, st)
         if self._options.one_file_system and st.st_dev != self._device:
             os.close(fd)
             empty = Folder()
@@ -208,6 +209,14 @@ class Walk:
 
     # --- entries ---
 
+    def _node(self, path: bytes, name: bytes, st: os.stat_result) -> Node:
+        node = node_from_stat(name, st)
+        owner = self._options.owners.get(path)
+        if owner is not None:
+            node.uid, node.gid = owner
+            node.user, node.group = user_name(node.uid), group_name(node.gid)
+        return node
+
     def _store_file(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
         known = frame.before.get(name)
         if known is not None and self._is_unchanged(known, st):
@@ -222,7 +231,7 @@ class Walk:
             if not is_regular(st):
                 self._leave_out(path, "changed", "It was replaced by something else while the backup ran.")
                 return
-            node = node_from_stat(name, st)
+            node = self._node(path, name, st)
             node.xattrs = self._xattrs(fd, path)
             content = self._read(fd, st, path)
         finally:
@@ -252,7 +261,7 @@ class Walk:
         return result.content
 
     def _store_special(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
-        node = node_from_stat(name, st)
+        node = self._node(path, name, st)
         if node.type == "symlink":
             node.linktarget = os.fsencode(os.readlink(on_disk, dir_fd=frame.fd))
         if node.type == "socket":

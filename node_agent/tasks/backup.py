@@ -84,6 +84,7 @@ def _store_files(
         lock,
         [Path(known) for _, known in source.roots],
         found_at={Path(known): real for real, known in source.roots},
+        owners=source.owners,
         host=spec.host,
         paths=spec.snapshot_paths,
         tags=_tags(context, spec),

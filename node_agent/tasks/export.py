@@ -58,13 +58,19 @@ def _copy_files(context: TaskContext, spec: ExportSpec, source: FileTree, staged
     needed = sum(used_bytes(real, skip) for (real, _), skip in zip(source.roots, skips, strict=True))
     require_space(staged.folder.parent, needed, context.staging_max_bytes)
     context.progress.set(total_bytes=needed)
+    owners: dict[bytes, tuple[int, int]] = {}
     for number, (real, known) in enumerate(source.roots):
         copy = TreeCopy(
-            context.progress, context.issues, skip=skips[number], one_file_system=spec.source.one_file_system
+            context.progress,
+            context.issues,
+            skip=skips[number],
+            one_file_system=spec.source.one_file_system,
+            owners=owners,
         )
         done = copy.run(real, staged_root(staged, number), known)
         facts.files += done.files
         facts.size_bytes += done.size_bytes
+    staged.keep_owners(owners)
 
 
 def _skip(rules: Excludes, real: Path, known: str, private: Sequence[Path]) -> Skip:

@@ -28,6 +28,7 @@ def run(context: TaskContext, spec: ForgetSpec) -> ForgetResult:
                 except SnapshotNotFound:
                     missing.append(snapshot_id)
             context.progress.add(done_files=1)
+        repo.backend.remove_leftovers()  # of puts whose node was killed; only we are here now
     for snapshot_id in missing:
         context.warn(f"Snapshot {snapshot_id[:8]} was not in the repository any more.")
     return ForgetResult(removed=removed, missing=missing)

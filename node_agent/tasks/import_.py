@@ -40,7 +40,7 @@ def _image(context: TaskContext, spec: RestoreSpec, staged: Staged) -> RestoreRe
     raw = next(staged.data.iterdir(), None)
     if raw is None:
         raise TargetError("The staged disk is gone.", hint="Start the run again from the start.")
-    with staging_beside(target) as folder:
+    with staging_beside(target, str(context.task_id)) as folder:
         copy = TreeCopy(context.progress, context.issues)
         done = copy.run(raw, folder / raw.name, str(target))
         place(

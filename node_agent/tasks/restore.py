@@ -117,7 +117,7 @@ def _image(context: TaskContext, spec: RestoreSpec, repo: Repository, snapshot: 
     disk = the_disk(repo, snapshot, spec.include)
     target = image_target(context, spec.target, disk, snapshot.paths)
     check_target(target, format=spec.target.format, overwrite=spec.target.overwrite)
-    with staging_beside(target) as folder:
+    with staging_beside(target, str(context.task_id)) as folder:
         done = restore_disk(context, repo, snapshot, disk, folder, verify=spec.verify)
         context.phase("import")
         place(

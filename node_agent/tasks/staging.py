@@ -2,6 +2,7 @@
 
     <staging>/<name>/meta.json   facts; written last: a folder without it is a leftover of a broken run
     <staging>/<name>/data/       what was exported or fetched
+    <staging>/<name>/owners      owners that the copies could not be given: the node's user is not root
 
 The second task removes the folder when it succeeded or failed for good; :func:`sweep` removes at the
 node's start what nobody will come back for.
@@ -16,7 +17,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger("brs.node.staging")
 
 META = "meta.json"
 DATA = "data"
+OWNERS = "owners"
 KEEP_S = 7 * 24 * 3600.0  # a staged export whose Store never came
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _RESERVE = 64 * 1024 * 1024  # left free on the staging file system
@@ -106,6 +108,18 @@ class Staged:
 
     def finish(self, facts: Facts) -> None:
         replace_file(self.folder / META, json.dumps(asdict(facts)).encode())
+
+    def keep_owners(self, owners: Mapping[bytes, tuple[int, int]]) -> None:
+        """A path holds any byte but zero, which therefore ends an entry."""
+        with (self.folder / OWNERS).open("wb") as out:
+            out.writelines(b"%d %d %s\0" % (uid, gid, path) for path, (uid, gid) in owners.items())
+
+    def owners(self) -> dict[bytes, tuple[int, int]]:
+        found = {}
+        for entry in (self.folder / OWNERS).read_bytes().split(b"\0")[:-1]:
+            uid, gid, path = entry.split(b" ", 2)
+            found[path] = (int(uid), int(gid))
+        return found
 
     def remove(self) -> None:
         remove_tree(self.folder)

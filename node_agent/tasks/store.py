@@ -40,4 +40,4 @@ def _open(staged: Staged, facts: Facts) -> Iterator[FileTree | Disk]:
             yield Disk(facts.paths[0], content, format=facts.format)
     else:
         roots = [(staged_root(staged, number), path) for number, path in enumerate(facts.paths)]
-        yield FileTree([(Path(real), known) for real, known in roots])
+        yield FileTree([(Path(real), known) for real, known in roots], staged.owners())
