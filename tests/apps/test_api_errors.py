@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import pytest
+from django.core.cache import cache
+from django.test import Client
 
 from apps.iam.api_http import LIMIT_MOST
 from apps.iam.models import AuditEvent
@@ -60,7 +63,7 @@ def test_a_body_that_is_no_object_is_refused(admin, world, body):
     for path in ("platforms/", f"workloads/{world.alpha.workload.pk}/backup/", "workloads/assign/"):
         answer = admin.client.post(
             f"/api/v1/{path}",
-            data=__import__("json").dumps(body),
+            data=json.dumps(body),
             content_type="application/json",
             headers={"Authorization": f"Bearer {admin.clear}"},
         )
@@ -268,8 +271,6 @@ def test_ordering_and_search_do_what_they_say(world, admin):
 
 
 def test_a_session_needs_the_csrf_token(world, client):
-    from django.test import Client
-
     strict = Client(enforce_csrf_checks=True)
     assert strict.login(username="admin", password=PASSWORD)
     body = {"tenant": str(world.alpha.tenant.pk), "kind": "files", "name": "x", "node": str(world.alpha.node.pk)}
@@ -282,9 +283,7 @@ def test_a_session_needs_the_csrf_token(world, client):
     assert answer.status_code == 201
 
 
-def test_strangers_who_knock_often_are_told_to_wait(world, client, monkeypatch, settings):
-    from django.core.cache import cache
-
+def test_strangers_who_knock_often_are_told_to_wait(world, client, monkeypatch):
     cache.clear()
     monkeypatch.setattr("apps.iam.api_http.AnonymousThrottle.get_rate", lambda _self: "3/min")
     answers = [client.get("/api/v1/workloads/", headers={"Authorization": "Bearer brs_wrong"}) for _ in range(4)]
@@ -298,8 +297,6 @@ def test_strangers_who_knock_often_are_told_to_wait(world, client, monkeypatch, 
 
 
 def test_users_who_ask_too_much_are_slowed_down(world, monkeypatch):
-    from django.core.cache import cache
-
     cache.clear()
     monkeypatch.setattr("apps.iam.api_http.UserThrottle.get_rate", lambda _self: "3/min")
     admin = person(world.admin)

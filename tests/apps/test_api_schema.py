@@ -57,3 +57,12 @@ def test_the_docs_page_loads_nothing_from_outside(world, client):
     assert loaded
     assert all(address.startswith("/") and not address.startswith("//") for address in loaded)
     assert "http://" not in page and "https://" not in page
+
+
+@pytest.mark.parametrize("query", ["lang=xx", "lang=%00", "lang=../..", "version=%ff", "format=xml", "lang=vi"])
+@pytest.mark.parametrize("accept", ["*/*", "text/html", "application/vnd.oai.openapi+json", "x"])
+def test_odd_wishes_for_the_schema_do_no_harm(world, client, query, accept):
+    client.force_login(world.viewer)
+    for page in ("schema", "docs"):
+        answer = client.get(f"/api/v1/{page}/?{query}", headers={"Accept": accept})
+        assert answer.status_code in (200, 400, 406), (page, answer.content[:200])
