@@ -157,7 +157,7 @@ def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository
         assert checked.returncode == 0, checked.stdout + checked.stderr
     assert after_first_pack >= KILLS // 4
     snapshots = json.loads(running.restic("snapshots", "--json").stdout)
-    points = running.api.get("restore-points/", page_size="200")["results"]
+    points = running.api.get("restore-points/", limit="100")["results"]
     assert len(snapshots) == len(points) == KILLS + 1
 
 
@@ -185,6 +185,6 @@ def test_a_server_killed_in_the_middle_of_a_backup_loses_nothing(running: Runnin
         job = running.wait(job_id, LEASE_S + MARGIN_S + 60)
         assert job["state"] == "succeeded", job
     snapshots = {row["id"] for row in json.loads(running.restic("snapshots", "--json").stdout)}
-    points = running.api.get("restore-points/", page_size="200")["results"]
+    points = running.api.get("restore-points/", limit="100")["results"]
     assert len(points) == len(snapshots)
     assert running.restic("check", "--read-data").returncode == 0
