@@ -30,7 +30,7 @@ log = logging.getLogger("brs.server")
 UPKEEP_S = 2.0  # how often it looks for a renewed certificate
 RENEWAL_LOOK_S = 3600.0  # … and whether one is due
 GUARD_LOOK_S = 10.0
-STOP_S = 2.0  # for answers that are under way
+STOP_S = 1.5  # for answers that are under way
 HEADER_BYTES = 64 * 1024
 MESSAGE_BYTES = 64 * 1024  # largest message on a WebSocket
 
@@ -143,7 +143,7 @@ class _Server(uvicorn.Server):
                 lifespan="off",
                 server_header=False,
                 ssl_context_factory=lambda *_: self._tls.context,
-                timeout_graceful_shutdown=int(STOP_S),
+                timeout_graceful_shutdown=STOP_S,  # type: ignore[arg-type]  # declared as int, only waited for
                 timeout_keep_alive=75,
                 ws_max_size=MESSAGE_BYTES,
                 h11_max_incomplete_event_size=HEADER_BYTES,
