@@ -1,4 +1,3 @@
-
 """A job as the REST API shows it, and how long work is started: 202, the job's address, the job.
 
 A caller who may have to repeat himself sends ``Idempotency-Key``: the same user, address, body and key start one
