@@ -12,6 +12,7 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse_lazy
@@ -87,7 +88,8 @@ class BrsAdminSite(UnfoldAdminSite):
         extended = "extended" in request.GET
         results = [*self._places(request, term), *(self._objects(request, term) if extended else [])]
         template = "unfold/helpers/command_results.html" if extended else "unfold/helpers/search_results.html"
-        context = {"results": results, "page_counter": 0, "execution_time": 0, "command_show_history": False}
+        pages = Paginator(results, 100)
+        context = {"page_obj": pages, "results": pages.page(1), "page_counter": 0, "execution_time": 0}
         return TemplateResponse(request, template, context, headers={"HX-Trigger": "search"})
 
     def _places(self, request: HttpRequest, term: str) -> list[SearchResult]:

@@ -108,7 +108,7 @@ class ScopedForm(forms.ModelForm):
         values = cleaned if cleaned is not None else self.cleaned_data
         chosen = values.get("tenant")
         tenant_id = chosen.pk if chosen is not None else tenant_id_of(self.instance)
-        for name, value in values.items():
+        for name, value in list(values.items()):  # add_error takes out what is wrong
             picked = value if isinstance(value, QuerySet) else [value]
             for one in picked:
                 other = tenant_id_of(one) if isinstance(one, Model) else None
@@ -296,6 +296,11 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         return super().add_view(request, form_url, {**QUIET, **(extra_context or {})})
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        if self.get_object(request, unquote(object_id)) is None:
+            raise Http404
+        return super().delete_view(request, object_id, extra_context)
 
     def _changeform_view(self, request: HttpRequest, object_id: str | None, form_url: str, extra: Any) -> HttpResponse:
         if object_id is not None and self.get_object(request, unquote(object_id)) is None:
