@@ -26,6 +26,7 @@ from node_agent.protocol import LEASE_CLASS, LeaseClass, TaskKind
 GOOD = (State.SUCCEEDED, State.PARTIAL)
 EXCLUSIVE = [kind.value for kind, lease in LEASE_CLASS.items() if lease is LeaseClass.EXCLUSIVE]
 
+LOOK_AT = 200  # candidates; whoever loses that many races looks again at its next poll
 NEED_NO_REPOSITORY = (TaskKind.INIT.value, TaskKind.PROBE.value)
 
 
@@ -41,15 +42,18 @@ def refusal(node: Node, *, draining: bool = False) -> str:
 
 
 def candidates(node: Node, now: datetime) -> Iterator[Task]:
-    """Queued tasks that could start on this node now, most urgent first; gates are looked at, not locked."""
+    """Queued tasks that could start on this node now, most urgent first; gates are looked at, not locked.
+
+    The keys are read first and wholly: a cursor that stays open while its reader begins to write would end in
+    "database is locked" on SQLite.
+    """
     labels = presence.labels(node)
-    found = (
-        startable(node, now).select_related("job").order_by("-priority", "available_at", "job__created_at", "ordinal")
-    )
+    found = startable(node, now).order_by("-priority", "available_at", "job__created_at", "ordinal")
     if connection.vendor == "postgresql":
-        found = found.filter(requires__contained_by=sorted(labels))
-    for task in found.iterator(chunk_size=100):
-        if labels.issuperset(task.requires):
+        found = found.filter(requires__contained_by=sorted(labels))[:LOOK_AT]
+    keys = [pk for pk, requires in found.values_list("pk", "requires") if labels.issuperset(requires)]
+    for pk in keys:
+        if (task := Task.objects.select_related("job", "repository").filter(pk=pk).first()) is not None:
             yield task
 
 
