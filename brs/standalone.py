@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import time
@@ -47,6 +48,7 @@ def prepare() -> None:
 
 def run(host: str, port: int, *, standalone: bool) -> None:
     """Serves until SIGTERM or Ctrl-C. Raises AnotherServer when the database is taken."""
+    os.umask(0o077)  # the database holds password hashes and sessions: nobody else's business
     guard = ServerGuard(shared=not standalone)
     guard.take()
     try:

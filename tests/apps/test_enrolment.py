@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
-from apps.errors import Conflict, Denied, NotFound, TooMany, Unavailable
+from apps.errors import Conflict, Denied, DomainError, NotFound, TooMany, Unavailable
 from apps.iam import throttle
 from apps.iam.models import Attempts, AuditEvent, Tenant, User
 from apps.inventory import enrolment, node_auth
@@ -211,3 +214,50 @@ def test_an_operator_can_shut_a_node_out_at_once(world: World) -> None:
         node_auth.authenticate(world.alpha.node_token)
     event = AuditEvent.objects.get(verb="node.quarantined")
     assert (event.actor, event.detail) == (world.admin, {"reason": "lost laptop"})
+
+
+def _at_once(count: int, act: Callable[[int], object]) -> tuple[list[object], list[BaseException]]:
+    """Results and errors of ``count`` threads, each with a connection of its own."""
+    results: list[object] = []
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            results.append(act(number))
+        except DomainError as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) + len(errors) == count
+    return results, errors
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_several_that_redeem_one_code_at_once_one_gets_in(world: World) -> None:
+    clear = issue(world)
+    results, errors = _at_once(6, lambda number: enrolment.redeem(request(clear, f"n{number}"), f"192.0.2.{number}"))
+    assert len(results) == 1
+    assert {type(error) for error in errors} == {BadCode}
+    assert Node.objects.filter(name__startswith="n", tenant=world.alpha.tenant).count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_attempts_made_at_once_are_all_counted(world: World) -> None:
+    results, errors = _at_once(12, lambda _: throttle.take("x", ADDRESS, limit=5, period=timedelta(minutes=1)))
+    assert (len(results), {type(error) for error in errors}) == (5, {TooMany})
+
+
+@pytest.mark.django_db(transaction=True)
+def test_requests_that_bring_the_new_token_at_once_all_pass(world: World) -> None:
+    new = node_auth.rotate(world.alpha.node, uuid.uuid4()).token
+    results, errors = _at_once(6, lambda _: node_auth.authenticate(new))
+    assert (len(results), errors) == (6, [])
+    world.alpha.node.refresh_from_db()
+    assert world.alpha.node.quarantined_at is None
+    assert node_auth.authenticate(new) == world.alpha.node
