@@ -156,17 +156,14 @@ def _labels(given: list[str]) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from node_agent.node import build_worker
-    from node_agent.tasks.staging import sweep
+    from node_agent.node import build_worker, tidy
 
     state, config = _opened(args)
     _log_to_stderr(config.log_level)
     state.identity()
     state.prepare()
     with state.lock():
-        swept = sweep(Path(config.staging))
-        if swept:
-            log.info("staging leftovers removed: %d", swept)
+        tidy(config)
         worker = build_worker(config, state)
         _obey_signals(worker)
         log.info("node started incarnation=%s state=%s slots=%d", worker.incarnation, state.folder, config.slots)

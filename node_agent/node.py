@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -20,7 +21,10 @@ from node_agent.task_run import Run, RunOutlet
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.dispatch import VERBS, perform
 from node_agent.tasks.sources import DRIVERS
+from node_agent.tasks.staging import sweep
 from node_agent.worker import Worker
+
+log = logging.getLogger("brs.node")
 
 
 def capabilities(config: NodeConfig, identity_labels: list[str]) -> Capabilities:
@@ -57,7 +61,15 @@ def build_worker(config: NodeConfig, state: State) -> Worker:
         slots=config.slots,
         grace_s=config.drain_grace_s,
         away_limit_s=config.server_away_h * 3600,
+        chore=lambda: tidy(config),
     )
+
+
+def tidy(config: NodeConfig) -> None:
+    """Remove staged copies that nobody will come back for. Only while no task runs."""
+    removed = sweep(Path(config.staging))
+    if removed:
+        log.info("staging leftovers removed: %d", removed)
 
 
 def task_context(

@@ -35,6 +35,7 @@ log = logging.getLogger("brs.node")
 POLL_S = 25.0
 FULL_POLL_S = 10.0  # with every slot taken the lease call only says that the node lives
 TOKEN_AGE_S = 24 * 3600.0
+CHORE_S = 3600.0
 CAPABILITIES_S = 600.0  # free staging space changes, so capabilities are told again this often
 LAST_WORDS_S = 10.0  # how long a stopping node tries to deliver what its tasks said at the end
 STOP_S = 60.0  # how long a task may take to notice that it should stop
@@ -57,6 +58,7 @@ class Worker:
         grace_s: float = 20.0,
         away_limit_s: float = 24 * 3600.0,
         poll_s: float = POLL_S,
+        chore: Callable[[], None] = lambda: None,
     ) -> None:
         self.incarnation = uuid4()
         self._client = client
@@ -65,6 +67,8 @@ class Worker:
         self._capabilities = capabilities
         self._told_at = -CAPABILITIES_S
         self._perform = perform
+        self._chore = chore  # called now and then while no task runs, and none can begin
+        self._chore_at = time.monotonic()
         self._slots = slots
         self._grace_s = grace_s
         self._poll_s = poll_s
@@ -154,6 +158,7 @@ class Worker:
 
     def _lease_once(self) -> None:
         self._rotate_when_due()
+        self._tidy_when_idle()
         free = self._free_slots()
         if free == 0:
             self._changed.clear()
@@ -287,6 +292,11 @@ class Worker:
             log.info("token rotated")
         except ServerError as error:
             log.warning("token not rotated: %s", error)
+
+    def _tidy_when_idle(self) -> None:
+        if time.monotonic() - self._chore_at >= CHORE_S and not self._current():
+            self._chore_at = time.monotonic()
+            self._chore()
 
     def _current(self) -> list[Run]:
         with self._guard:

@@ -76,7 +76,7 @@ def placements(context: TaskContext, spec: RestoreSpec, repo: Repository, snapsh
         return [Placement(context.guard.write(spec.target.path), include, strip)]
     placed: list[Placement] = []
     for root in snapshot.paths:
-        raw = os.fsencode(root)
+        raw = os.path.normpath(os.fsencode(root))
         chosen = [path for path in include if _is_below(path, raw)] if include else [raw]
         if not chosen:
             continue
@@ -154,8 +154,8 @@ def the_disk(repo: Repository, snapshot: Snapshot, include: Sequence[str]) -> by
     """The file name of the one disk to restore, such as ``disk.raw``."""
     folder = next((n for n in load_tree(repo, bytes.fromhex(snapshot.tree)) if n.name == DISKS and n.subtree), None)
     names = [node.name for node in load_tree(repo, folder.subtree)] if folder and folder.subtree else []
-    wanted = {os.path.basename(snapshot_path(path)) for path in include}
-    chosen = [name for name in names if not wanted or name in wanted]
+    wanted = [snapshot_path(path) for path in include]
+    chosen = [n for n in names if not wanted or any(_is_below(b"/" + DISKS + b"/" + n, path) for path in wanted)]
     if len(chosen) != 1:
         raise SnapshotNotFound(
             f"The restore point holds {len(names)} disks, and exactly one must be chosen.", hint="Choose one disk."

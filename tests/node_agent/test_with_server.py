@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ import pytest
 
 from brs.demo import Api
 from brs.local import TENANT_SLUG, Local
+from tests.node_agent.nodes import same_trees
 
 KILLS = int(os.environ.get("BRS_TEST_KILLS", "3"))
 LEASE_S = 8
@@ -53,6 +55,9 @@ class Running:
     @property
     def repository(self) -> Path:
         return next(config.parent for config in self.local.backups.rglob("config"))
+
+    def points(self) -> int:
+        return len(self.api.get("restore-points/", limit="100")["results"])
 
     def packs(self) -> int:
         return sum(path.is_file() for path in (self.repository / "data").rglob("*"))
@@ -134,10 +139,34 @@ def kill_node(local: Local) -> None:
     local.node.wait()
 
 
+def test_disk_staging_a_download_and_a_check_through_the_server(running: Running) -> None:
+    small = running.source / "small"
+    small.write_bytes(b"to be downloaded")
+    policy = running.api.get("policies/")["results"][0]["id"]
+    for staging in ("disk", "stream"):
+        running.api._checked(running.api.client.patch(f"/api/v1/policies/{policy}/", json={"staging": staging}))
+        job = running.wait(running.back_up(), 120)
+        assert job["state"] == "succeeded", job
+        assert len(job["tasks"]) == (2 if staging == "disk" else 1)
+        point = job["restore_point"]
+        target = running.local.restored / staging
+        body = {"target": {"path": str(target)}, "chosen": [], "staging": staging}
+        job = running.wait(running.api.post(f"restore-points/{point}/restore/", body)["id"], 120)
+        assert job["state"] == "succeeded", job
+        assert same_trees(running.source, target / str(running.source).lstrip("/"))
+        shutil.rmtree(target)
+        assert list((running.local.node_state / "staging").iterdir()) == []
+    for verb, body in (("download", {"path": str(small)}), ("browse", {})):
+        job = running.wait(running.api.post(f"restore-points/{point}/{verb}/", body)["id"], 60)
+        assert job["state"] == "succeeded", job
+    small.unlink()
+
+
 def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository(running: Running) -> None:
     dice = random.Random(2)
     first = running.wait(running.back_up(), 120)
     assert first["state"] == "succeeded", first
+    points_before = running.points()
     after_first_pack = 0
     for number in range(KILLS):
         change(running, dice)
@@ -157,8 +186,7 @@ def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository
         assert checked.returncode == 0, checked.stdout + checked.stderr
     assert after_first_pack >= KILLS // 4
     snapshots = json.loads(running.restic("snapshots", "--json").stdout)
-    points = running.api.get("restore-points/", limit="100")["results"]
-    assert len(snapshots) == len(points) == KILLS + 1
+    assert len(snapshots) == running.points() == points_before + KILLS
 
 
 def _moment(running: Running, dice: random.Random, before: int, *, wait_for_pack: bool) -> None:
@@ -184,7 +212,6 @@ def test_a_server_killed_in_the_middle_of_a_backup_loses_nothing(running: Runnin
         running.local.start_server()
         job = running.wait(job_id, LEASE_S + MARGIN_S + 60)
         assert job["state"] == "succeeded", job
-    snapshots = {row["id"] for row in json.loads(running.restic("snapshots", "--json").stdout)}
-    points = running.api.get("restore-points/", limit="100")["results"]
-    assert len(points) == len(snapshots)
+    snapshots = json.loads(running.restic("snapshots", "--json").stdout)
+    assert len(snapshots) == running.points()
     assert running.restic("check", "--read-data").returncode == 0
