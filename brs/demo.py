@@ -59,10 +59,10 @@ class Api:
         if csrf is None:
             raise LocalError("The login page has no form.")
         form = {"username": "admin", "password": password, "csrfmiddlewaretoken": csrf[1], "next": "/admin/"}
-        reply = client.post("/admin/login/", data=form, headers={"Referer": f"{local.url}/admin/login/"})
+        reply = client.post("/admin/login/", data=form, headers={"Referer": f"{local.address}/admin/login/"})
         if reply.status_code != 302:
             raise LocalError(f"The login was refused (HTTP {reply.status_code}).")
-        headers = {"X-CSRFToken": client.cookies["csrftoken"], "Referer": local.url}
+        headers = {"X-CSRFToken": client.cookies["csrftoken"], "Referer": local.address}
         token = cls._checked(client.post("/api/v1/api-tokens/", json={"name": "demo"}, headers=headers))["token"]
         client.close()
         return cls(local.client(headers={"Authorization": f"Bearer {token}"}))
@@ -160,7 +160,7 @@ class Demo:
         point = self.api.get(f"restore-points/{job['restore_point']}/")
         stored = sum(copy["stored_bytes"] for copy in point["copies"])
         what = "incremental" if point["incremental"] else "first"
-        known = point["size_bytes"] - point["new_bytes"]
+        known = max(0, point["size_bytes"] - point["new_bytes"])  # new_bytes counts folders' lists, too
         say(
             f"  {kind:6} {what:12} {size(point['size_bytes']):>10} protected, {size(point['read_bytes']):>10} read, "
             f"{size(known):>10} known already, {size(stored):>10} stored, {took:5.1f} s"

@@ -61,7 +61,12 @@ class Local:
 
     @property
     def url(self) -> str:
+        """For people. Programs use :attr:`address`, which needs no name to be resolved."""
         return f"https://localhost:{self.port}"
+
+    @property
+    def address(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
 
     @property
     def ca(self) -> Path:
@@ -89,7 +94,7 @@ class Local:
     def client(self, **options: object) -> httpx.Client:
         """HTTPS to the server, trusting its own CA and nothing of the environment."""
         context = ssl.create_default_context(cafile=str(self.ca))
-        return httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=30, **options)  # type: ignore[arg-type]
+        return httpx.Client(base_url=self.address, verify=context, trust_env=False, timeout=30, **options)  # type: ignore[arg-type]
 
     def manage(self, *args: str) -> str:
         done = subprocess.run(
@@ -144,7 +149,7 @@ class Local:
         self.node = self._spawn("node", ["-m", "node_agent", "run", "--state", str(self.node_state)])
 
     def _enrol(self, code: str, config: Path) -> None:
-        command = [sys.executable, "-m", "node_agent", "enroll", "--server", self.url, "--code", code]
+        command = [sys.executable, "-m", "node_agent", "enroll", "--server", self.address, "--code", code]
         command += ["--name", "local", "--state", str(self.node_state), "--config", str(config)]
         done = subprocess.run(command, cwd=ROOT, env=self.env(), capture_output=True, text=True)
         if done.returncode:
