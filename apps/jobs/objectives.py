@@ -25,7 +25,10 @@ def refresh(workloads: Iterable[UUID | Workload], now: datetime | None = None) -
 
 
 def refresh_policy(policy: Policy, now: datetime | None = None) -> None:
+    """After a policy or its schedules were saved. New schedules count from this moment, not from the next tick."""
     moment = now or timezone.now()
+    new = Schedule.objects.filter(policy=policy, enabled=True, policy__enabled=True, planned_until=None)
+    new.update(planned_until=moment)
     for workload in Workload.objects.filter(assignment__policy=policy):
         _tell(workload, policy, moment)
 

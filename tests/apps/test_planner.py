@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from apps.inventory.models import Destination, Repository, RepositoryState, Workload
-from apps.jobs import lease, planner
+from apps.jobs import lease, objectives, planner
 from apps.jobs.models import Job, JobKind, State, Task, Trigger
 from apps.policies import assignment
 from apps.policies.models import Assignment, Policy, Schedule, ScheduleMode
@@ -96,6 +96,12 @@ def test_a_new_schedule_begins_with_its_next_time(alpha):
     Schedule.objects.update(planned_until=None)
     assert planner.plan(DUE + timedelta(minutes=1)) == 0
     assert planner.plan(DUE + timedelta(days=1)) == 1
+
+
+def test_a_schedule_saved_right_before_its_time_does_not_miss_it(alpha):
+    Schedule.objects.update(planned_until=None)
+    objectives.refresh_policy(alpha.policy, DUE - timedelta(seconds=5))
+    assert planner.plan(DUE + timedelta(seconds=20)) == 1
 
 
 def test_what_was_switched_off_begins_anew_when_it_is_switched_on(alpha):
