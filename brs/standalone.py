@@ -69,6 +69,12 @@ def _after_a_pause() -> None:
     connections.close_all()
 
 
+def _answer_waiting_nodes() -> None:
+    from apps.jobs import node_api
+
+    node_api.release_polls()
+
+
 class Helper:
     """Something of Celery that runs in a thread of this process."""
 
@@ -177,6 +183,7 @@ class _Server(uvicorn.Server):
         self._upkeep.cancel()
         with suppress(asyncio.CancelledError):
             await self._upkeep
+        _answer_waiting_nodes()
         stopping = asyncio.get_running_loop().run_in_executor(None, self._stop_helpers)
         await super().shutdown(sockets)
         await stopping
