@@ -45,15 +45,15 @@ def urls(site: UnfoldAdminSite) -> list[URLPattern]:
 
 
 class TenantField(forms.ModelChoiceField):
-    """Hidden when there is no choice."""
+    """Hidden when there is no choice; the first tenant of all is made when the form is sent."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(Tenant.objects.none(), widget=UnfoldAdminSelectWidget, label=gettext_lazy("Tenant"), **kwargs)
 
     def offer(self, request: HttpRequest) -> None:
         self.queryset = access.tenants(request.user, Right.CONFIGURE)
-        if self.queryset.count() == 1:
-            self.initial, self.widget = self.queryset.get().pk, forms.HiddenInput()
+        if self.queryset.count() < 2:
+            self.initial, self.widget = self.queryset.values_list("pk", flat=True).first(), forms.HiddenInput()
 
 
 class EnrolForm(forms.Form):
@@ -160,15 +160,12 @@ class Pages:
 
     def enrol(self, request: HttpRequest) -> HttpResponse:
         """GET: a short form. POST: the command to paste, with the code that is seen this once."""
-        if request.method == "POST":
-            first_run.home(request.user)
-        form = EnrolForm(request, request.POST if request.method == "POST" else None)
-        context: dict[str, Any] = {"title": _("Enrol a node"), "form": form, "server": server_address(request)}
+        context: dict[str, Any] = {"title": _("Enrol a node"), "server": server_address(request)}
         if request.method == "POST":
             data = request.POST.copy()
             if not data.get("tenant") and (home := first_run.home(request.user)):
                 data["tenant"] = str(home.pk)
-            form = context["form"] = EnrolForm(request, data)
+            form = EnrolForm(request, data)
             if form.is_valid():
                 tenant = None if form.cleaned_data.get("shared") else form.cleaned_data["tenant"]
                 try:
@@ -177,6 +174,9 @@ class Pages:
                     form.add_error(None, f"{error.message} {error.hint}")
                 else:
                     context |= {"code": code, "command": command(context["server"], clear)}
+        else:
+            form = EnrolForm(request)
+        context["form"] = form
         response = self._page(request, "brs/enrol.html", **context)
         response["Cache-Control"] = "no-store"
         return response

@@ -1,0 +1,116 @@
+"""A real chromium that writes down everything it should not see, and looks at pages in two widths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = (1440, 768)
+HEIGHT = 900
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "img"
+
+# What must not be: a page wider than the window, text cut off, a thing that reaches out of the window.
+FLAWS = """() => {
+  const found = [];
+  const root = document.documentElement;
+  if (root.scrollWidth > root.clientWidth + 1) found.push(`scrolls sideways: ${root.scrollWidth}`);
+  const scrolls = (one) => one.closest(".brs-scroll, .brs-calendar, .brs-log, .simplebar-content-wrapper");
+  const name = (one) => `<${one.tagName} class="${one.className}"> ${one.textContent.trim().slice(0, 50)}`;
+  for (const one of document.querySelectorAll("#main *, dialog[open] *, #nav-sidebar *")) {
+    const box = one.getBoundingClientRect();
+    const style = getComputedStyle(one);
+    if (!box.width || !box.height || style.visibility === "hidden") continue;
+    if (String(one.className).includes("simplebar") || one.className === "material-symbols-outlined") continue;
+    const cut = ["hidden", "clip"].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1;
+    if (cut && one.clientWidth > 1 && one.textContent.trim()) found.push(`cut off: ${name(one)}`);
+    if (box.right > innerWidth + 1 && !scrolls(one) && one.textContent.trim()) found.push(`outside: ${name(one)}`);
+  }
+  return found;
+}"""
+
+
+@dataclass
+class Sight:
+    """One browser page with what it met: console errors, exceptions, dialogs, requests to other hosts."""
+
+    page: Page
+    address: str
+    shots: Path
+    met: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)  # parts of console messages that a test provokes itself
+
+    def listen(self) -> None:
+        self.page.on("console", lambda message: message.type == "error" and self._meet(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self._meet(f"exception: {error}"))
+        self.page.on("request", lambda request: self._request(request.url))
+        self.page.on("dialog", self._dialog)
+
+    def _meet(self, what: str) -> None:
+        if not any(part in what for part in self.allowed):
+            self.met.append(f"{what} (on {self.page.url})")
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((self.address, self.address.replace("https:", "wss:"), "data:", "blob:")):
+            self.met.append(f"request to another host: {url}")
+
+    def _dialog(self, dialog: object) -> None:
+        self.met.append(f"a script opened a dialog: {dialog.message}")  # type: ignore[attr-defined]
+        dialog.dismiss()  # type: ignore[attr-defined]
+
+    def go(self, path: str) -> None:
+        answer = self.page.goto(self.address + path)
+        assert answer is not None
+        assert answer.status == 200, f"{path}: {answer.status}"
+
+    def look(self, name: str, *, widths: tuple[int, ...] = WIDTHS) -> None:
+        """The page as it stands must be sound in both widths; its picture is kept under ``name``."""
+        for width in widths:
+            self.page.set_viewport_size({"width": width, "height": HEIGHT})
+            self.page.wait_for_timeout(250)  # lets transitions end; nothing is waited for
+            suffix = "" if width == WIDTHS[0] else f"-{width}"
+            self.page.screenshot(path=self.shots / f"{name}{suffix}.png", full_page=width != WIDTHS[0])
+            assert self.page.evaluate(FLAWS) == [], f"{name} at {width} px"
+        self.page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
+        self.sound()
+
+    def sound(self) -> None:
+        assert self.met == []
+
+
+def shots_folder(own: Path) -> Path:
+    """The documentation's pictures only when they are asked for (BRS_SCREENSHOTS=1)."""
+    folder = IMAGES if os.environ.get("BRS_SCREENSHOTS") == "1" else own
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def sight(address: str, shots: Path) -> Iterator[Sight]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        context = browser.new_context(
+            ignore_https_errors=True, viewport={"width": WIDTHS[0], "height": HEIGHT}, accept_downloads=True
+        )
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+        seen = Sight(context.new_page(), address, shots_folder(shots))
+        seen.listen()
+        try:
+            yield seen
+        finally:
+            browser.close()
