@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from apps.catalog import protection
+from apps.catalog.models import ProtectionState
 from apps.errors import Invalid
 from apps.inventory.models import Workload
 from apps.policies import schedule
@@ -41,14 +42,19 @@ def refresh_changed(now: datetime) -> int:
         policy = workload.assignment.policy if hasattr(workload, "assignment") else None
         if policy and policy.pk not in next_runs:
             next_runs[policy.pk] = next_run(policy, now)
-        wanted = (policy.objective_hours, next_runs[policy.pk]) if policy and policy.enabled else (None, None)
-        row = getattr(workload, "protection", None)
-        if row is None or (row.objective_hours, row.next_run_at) != (
-            wanted if not workload.excluded else (wanted[0], None)
-        ):
+        if not _is_told(workload, policy, next_runs.get(policy.pk) if policy else None):
             _tell(workload, policy, now)
             changed += 1
     return changed
+
+
+def _is_told(workload: Workload, policy: Policy | None, runs_at: datetime | None) -> bool:
+    row = getattr(workload, "protection", None)
+    if row is None or (row.state == ProtectionState.EXCLUDED) != workload.excluded:
+        return False
+    if policy is None or not policy.enabled:
+        return (row.objective_hours, row.next_run_at) == (None, None)
+    return (row.objective_hours, row.next_run_at) == (policy.objective_hours, None if workload.excluded else runs_at)
 
 
 def next_run(policy: Policy, now: datetime) -> datetime | None:

@@ -151,9 +151,22 @@ def _clean_chosen(copy: PointCopy, chosen: Iterable[str]) -> list[str]:
         )
     if "/" in wanted:
         return []
-    for path in wanted:
-        lists.find(copy, path)  # NotFound when the list is known and it is not in it
+    for folder, paths in _by_folder(wanted).items():
+        found = lists.listing(copy, folder)
+        there = {item.path for item in found.entries} if found else paths  # not known: the node will see
+        if absent := sorted(paths - there):
+            raise NotFound(
+                _("There is no “%(path)s” in this restore point.") % {"path": lists.display(absent[0])},
+                hint=_("Choose it from the list of files."),
+            )
     return wanted
+
+
+def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        folders.setdefault(posixpath.dirname(path), set()).add(path)
+    return folders
 
 
 def _clean_target(point: RestorePoint, target: RestoreTarget) -> RestoreTarget:

@@ -164,3 +164,14 @@ def test_a_schedule_that_cannot_be_read_does_not_stop_the_others(world, now):
     assert objectives.refresh_changed(now) == 1
     assert row(world).next_run_at is None
     assert Protection.objects.get(workload=world.beta.workload).next_run_at is not None
+
+
+def test_an_exclusion_shows_within_a_tick_without_a_policy_too(world, now):
+    Assignment.objects.all().delete()
+    objectives.refresh_changed(now)
+    Workload.objects.filter(pk=world.alpha.workload.pk).update(excluded=True)
+    assert objectives.refresh_changed(now) == 1
+    assert row(world).state == "excluded"
+    Workload.objects.filter(pk=world.alpha.workload.pk).update(excluded=False)
+    assert objectives.refresh_changed(now) == 1
+    assert row(world).state == "attention"

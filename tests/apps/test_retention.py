@@ -148,6 +148,17 @@ def test_the_simulator_splits_what_stays_from_what_goes():
     assert [one.id for one in goes] == [1, 2, 3]
 
 
+def test_the_example_of_the_documentation_is_true():
+    facts = [Fact(18 - n, datetime(2026, 6, 18, 22, tzinfo=UTC) - timedelta(days=n)) for n in range(20)]
+    assert reasons(facts, Rule(last=2, daily=3, weekly=2)) == {
+        **{fact.id: ["no rule of the policy keeps it"] for fact in facts},
+        18: ["newest complete point", "one of the last", "daily", "weekly"],
+        17: ["one of the last", "daily"],
+        16: ["daily"],
+        14: ["weekly"],
+    }
+
+
 RULES = st.builds(
     Rule,
     **{name: st.integers(0, 4) for name in ("last", "hourly", "daily", "weekly", "monthly", "yearly")},
