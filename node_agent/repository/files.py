@@ -14,6 +14,7 @@ from node_agent.errors import SnapshotNotFound
 from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
+from node_agent.repository.files_estimate import estimated
 from node_agent.repository.files_roots import plan_roots
 from node_agent.repository.files_walk import Walk, WalkOptions
 from node_agent.repository.lock import Lock
@@ -55,7 +56,8 @@ def backup_files(
     options = WalkOptions(Excludes(excludes), before, one_file_system, owners or {})
     with repo.writer(progress, compression=compression) as writer:
         walk = Walk(repo, writer, options, progress, issues)
-        tree_id = walk.store(plan)
+        with estimated(roots, options.excludes, progress):
+            tree_id = walk.store(plan)
         writer.flush()
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
         snapshot_id = publish(repo, lock, tree_id, (), facts, issues)

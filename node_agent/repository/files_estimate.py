@@ -1,0 +1,71 @@
+"""How much a files backup has before it, counted beside it on a thread of its own.
+
+Only for the bar and the remaining time: nothing of the backup depends on it, so what cannot be looked at counts as
+nothing (the backup itself tells of it), and the totals are set only once the count is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from node_agent.progress import Progress
+from node_agent.repository.excludes import Excludes
+
+
+@contextmanager
+def estimated(roots: Sequence[Path], excludes: Excludes, progress: Progress) -> Iterator[None]:
+    """Count while the block runs; ends with it."""
+    done = threading.Event()
+    thread = threading.Thread(target=_count, args=(roots, excludes, progress, done), name="estimate", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _count(roots: Sequence[Path], excludes: Excludes, progress: Progress, done: threading.Event) -> None:
+    size = files = 0
+    tops = {os.path.abspath(os.fsencode(root)) for root in roots}
+    for top in tops:
+        if any(top.startswith(other.rstrip(b"/") + b"/") for other in tops - {top}):
+            continue  # inside another root
+        if os.path.isfile(top):
+            size, files = size + os.path.getsize(top), files + 1
+        pending = [top] if os.path.isdir(top) else []
+        while pending:
+            if done.is_set():
+                return
+            for entry in _entries(pending.pop()):
+                found = _look(entry, top, excludes)
+                if found is None:
+                    pending.append(entry.path)
+                elif found >= 0:
+                    size, files = size + found, files + 1
+    progress.set(total_bytes=size, total_files=files)
+
+
+def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _look(entry: os.DirEntry[bytes], top: bytes, excludes: Excludes) -> int | None:
+    """A file's size, -1 for what does not count, None for a folder to go into."""
+    try:
+        is_dir = entry.is_dir(follow_symlinks=False)
+        if excludes and excludes.match(entry.path, top, is_dir):
+            return -1
+        if is_dir:
+            return None
+        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else -1
+    except OSError:
+        return -1
