@@ -10,12 +10,14 @@ import pytest
 from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from django.conf import settings
+from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 
 from apps.iam.models import Membership, Role, User
 from apps.jobs import consumers, lease, publish
 from apps.jobs.consumers import LiveConsumer
+from apps.jobs.models import Job
 from node_agent.protocol import LogEntry
 from tests.apps.leasing import add_backup, done, take, working
 from tests.apps.websocket import WebsocketCommunicator
@@ -239,3 +241,26 @@ async def test_without_a_session_the_door_stays_closed(world):
 async def test_another_sites_page_cannot_open_the_stream(world):
     cookie = await in_thread(cookies, world.viewer)
     assert not (await (await knock(cookie, "https://evil.example")).connect())[0]
+
+
+# --- only what has happened is told ------------------------------------------------------------------------
+
+
+async def test_what_was_rolled_back_is_never_told_and_what_is_told_can_be_read(world):
+    class Undone(Exception):
+        pass
+
+    def add_and_undo():
+        with transaction.atomic():
+            add_backup(world.alpha)
+            raise Undone
+
+    async with stream(world.viewer) as talk:
+        await talk.send_json({"watch": ["jobs", "job:?"]})
+        await until(talk, of_type("denied"))
+        with pytest.raises(Undone):
+            await in_thread(add_and_undo)
+        assert await silent(talk)
+        await in_thread(add_backup, world.alpha)
+        await until(talk, of_type("nudge"))
+        assert await in_thread(Job.objects.filter(state="queued").count) == 1

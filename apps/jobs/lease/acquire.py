@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -69,7 +69,7 @@ def _free_earlier_start(node: Node, incarnation: UUID, now: datetime) -> None:
         with transaction.atomic():
             job, current = moves.lock_job(task.job_id), moves.lock_task(task.pk)
             if current.lease_token == task.lease_token and current.lease_expires_at is not None:
-                moves.give_back(job, current, now, fault, rest=False)
+                moves.lost(job, current, now, fault, rest=timedelta())
 
 
 # --- what it holds already --------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def _spec(task: Task) -> Any:
             told["repository"] = access
         if task.kind in WITH_PARENT and not task.spec.get("full"):
             # Chosen now, not when the job was made: what was newest then may have expired since.
-            told["parent"] = ingest.parent_of(task.spec["workload"], task.repository)
+            told["parent"] = ingest.parent_of(task.job.workload_id, task.repository)
     return SPEC.validate_python(told)
 
 

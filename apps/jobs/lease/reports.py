@@ -90,7 +90,8 @@ def fail(node: Node, task_id: UUID, report: FailReport, now: datetime) -> Ack:
         _must_be_held(task)
         moves.keep_log(task, report.log, now)
         fault = Fault(report.code, _printable(report.message), _printable(report.hint))
-        moves.give_back(job, task, now, fault, again=report.retryable)
+        rest = moves.backoff(task.attempt)
+        moves.give_back(job, task, now, fault, again=report.retryable, rest=rest)
     return Ack()
 
 
@@ -104,7 +105,7 @@ def release(node: Node, task_id: UUID, report: ReleaseReport, now: datetime) -> 
         why = _("Node %(name)s gave it back: %(reason)s") % {"name": node, "reason": report.reason or _("stopping")}
         fault = Fault("released", _printable(why))
         moves.move(task, max_attempts=min(task.max_attempts + 1, 30000))
-        moves.give_back(job, task, now, fault, rest=False)
+        moves.give_back(job, task, now, fault)
     return Ack()
 
 

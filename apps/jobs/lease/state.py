@@ -21,7 +21,7 @@ from apps.jobs.faults import Fault
 from apps.jobs.models import ACTIVE, ENDED, Job, JobKind, LogLine, State, Task
 from node_agent.protocol import LEASE_CLASS, LeaseClass, LogEntry, TaskKind
 
-GOOD = (State.SUCCEEDED, State.PARTIAL)
+LOST_AT_MOST = 10  # runs of one task that may end with their holder's death
 
 
 def ttl() -> timedelta:
@@ -86,19 +86,27 @@ def requeue(task: Task, available_at: datetime, fault: Fault | None = None, **fa
 
 
 def give_back(
-    job: Job, task: Task, now: datetime, fault: Fault, *, again: bool = True, rest: bool = True, renewable: bool = False
+    job: Job, task: Task, now: datetime, fault: Fault, *, again: bool = True, rest: timedelta = timedelta(), **kept: Any
 ) -> None:
     """A run that did not reach its end: cancelled if that was asked for, failed when it may not run ``again`` or has
-    no attempt left, else queued (after a ``rest``). ``renewable``: its holder may come back while nobody took it."""
+    no attempt left, else queued, to start after a ``rest`` at the earliest. ``kept``: facts that stay on it then."""
     note(task, now, fault.message, "warning")
     if job.cancel_requested_at is not None:
         end(task, State.CANCELLED, now, cancelled_by(job))
     elif not again or task.attempt >= task.max_attempts:
         end(task, State.FAILED, now, fault)
     else:
-        kept = {"lease_expires_at": task.lease_expires_at, "node": task.node} if renewable else {}
-        requeue(task, now + backoff(task.attempt) if rest else now, fault, **kept)
+        requeue(task, now + rest, fault, **kept)
     settle(job, now)
+
+
+def lost(job: Job, task: Task, now: datetime, fault: Fault, *, renewable: bool = False, rest: timedelta) -> None:
+    """Its holder is gone without a word. That says little about the task, so it uses up an attempt only when it may
+    be the task that kills its nodes (or when it was meant to run once). ``renewable``: the holder may come back."""
+    if task.max_attempts > 1 and task.attempt < LOST_AT_MOST:
+        move(task, max_attempts=task.max_attempts + 1)
+    kept = {"lease_expires_at": task.lease_expires_at, "node": task.node} if renewable else {}
+    give_back(job, task, now, fault, rest=rest, **kept)
 
 
 def cancelled_by(job: Job) -> Fault:

@@ -116,7 +116,7 @@ def _expire(seen: Task, now: datetime) -> int:
             _("Look whether the node is running and reaches the server."),
         )
         append = moves.lease_class(task) is LeaseClass.APPEND
-        moves.give_back(job, task, now, fault, renewable=append)
+        moves.lost(job, task, now, fault, renewable=append, rest=moves.backoff(1))
     return 1
 
 
