@@ -56,7 +56,7 @@ def backup_files(
     options = WalkOptions(Excludes(excludes), before, one_file_system, owners or {})
     with repo.writer(progress, compression=compression) as writer:
         walk = Walk(repo, writer, options, progress, issues)
-        with estimated(roots, options.excludes, progress):
+        with estimated([(found_at or {}).get(root, root) for root in roots], options.excludes, progress):
             tree_id = walk.store(plan)
         writer.flush()
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
