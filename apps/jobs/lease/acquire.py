@@ -25,7 +25,7 @@ from apps.inventory.models import Node
 from apps.jobs import placement
 from apps.jobs.faults import Fault
 from apps.jobs.lease import state as moves
-from apps.jobs.models import ACTIVE, Gate, State, Task
+from apps.jobs.models import ACTIVE, Gate, Job, State, Task
 from node_agent.protocol import LeaseClass, LeasedTask, LeaseReply, LeaseRequest, Spec, TaskKind
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _renew(task: Task, now: datetime) -> bool:
     return True
 
 
-def resume(job: Any, task: Task, token: str, now: datetime) -> None:
+def resume(job: Job, task: Task, token: str, now: datetime) -> None:
     """The holder of an expired lease that nobody took is back. Gates, job and task are locked by the caller."""
     if not moves.renewable(task) or task.lease_token != token or job.cancel_requested_at is not None:
         raise LeaseLost()
@@ -201,11 +201,13 @@ def _hand_out(task: Task, now: datetime) -> LeasedTask | None:
     try:
         spec = _spec(task)
     except DomainError as error:
-        return _unusable(task, now, Fault(error.error_code, error.message, error.hint))
+        _unusable(task, now, Fault(error.error_code, error.message, error.hint))
+        return None
     except ValidationError as error:
         log.error("task %s has a spec that cannot be used: %s", task.pk, error.errors(include_input=False))
         fault = Fault("bad-spec", _("The server could not describe this task to a node."), _("Tell the vendor."))
-        return _unusable(task, now, fault)
+        _unusable(task, now, fault)
+        return None
     return LeasedTask(
         task_id=task.pk,
         job_id=task.job_id,
