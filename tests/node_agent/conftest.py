@@ -63,6 +63,7 @@ def start(enrolled: Place) -> Iterator[Callable[..., Worker]]:
         state = State(enrolled.state)
         state.prepare()
         worker = build_worker(load(None, enrolled.state), state)
+        worker._poll_s = 2.0
         for name, value in options.items():
             setattr(worker, name, value)
         thread = threading.Thread(target=worker.run, daemon=True)

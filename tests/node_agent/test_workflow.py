@@ -114,7 +114,8 @@ def test_every_directory_is_sent_once_children_first(
     names = {entry.name for parts in task.directories.values() for part in parts for entry in part.entries}
     assert {"empty", "hard", "link", "odd-\\xff\\xfe"} <= names
     again, _ = backed_up(server, enrolled)
-    assert not again.directories
+    # Folders above the source may have changed meanwhile (/tmp); nothing is sent twice.
+    assert not again.directories.keys() & task.directories.keys()
 
 
 def test_a_folder_larger_than_a_piece_is_sent_in_parts(server: ServerDouble, enrolled: Place, start: Start) -> None:
