@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from typing import IO, Any
 
 import psycopg
@@ -17,6 +18,7 @@ from django.conf import settings
 from django.db import connection
 
 ADVISORY_KEY = 0x425253  # "BRS"
+PATIENCE_S = 3.0  # PostgreSQL notices a moment late that the holder's process has ended
 
 
 class AnotherServer(SystemExit):
@@ -77,8 +79,10 @@ class ServerGuard:
         values = {name: values[name] for name in ("dbname", "user", "password", "host", "port") if values.get(name)}
         session = psycopg.connect(**values, autocommit=True, application_name="brs guard")
         function = "pg_try_advisory_lock_shared" if self._shared else "pg_try_advisory_lock"
-        row = session.execute(f"SELECT {function}(%s)", [ADVISORY_KEY]).fetchone()  # type: ignore[arg-type]
-        if not row or not row[0]:
-            session.close()
-            raise AnotherServer(f"{values.get('host', 'local')}, {values['dbname']}")
+        deadline = time.monotonic() + PATIENCE_S
+        while session.execute(f"SELECT {function}(%s)", [ADVISORY_KEY]).fetchone() != (True,):
+            if time.monotonic() > deadline:
+                session.close()
+                raise AnotherServer(f"{values.get('host', 'local')}, {values['dbname']}")
+            time.sleep(0.2)
         self._session = session

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -169,7 +170,7 @@ class _Server(uvicorn.Server):
         if self._failure:
             raise self._failure
 
-    async def startup(self, sockets: list | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.should_exit or not self.started:
             return
@@ -178,7 +179,7 @@ class _Server(uvicorn.Server):
         self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
         log.info("BRS serves %s on %s:%s", settings.BRS_PUBLIC_URL, self.config.host, self.config.port)
 
-    async def shutdown(self, sockets: list | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Helpers first: their threads still publish through this loop."""
         self._upkeep.cancel()
         with suppress(asyncio.CancelledError):
