@@ -26,7 +26,7 @@ from node_agent.protocol import (
     TaskKind,
     Wire,
 )
-from tests.world import House
+from tests.world import House, make_node
 
 ALL_KINDS = list(TaskKind)
 
@@ -94,6 +94,13 @@ def add(house: House, kind: TaskKind, job_kind: JobKind = JobKind.EXPIRE, **task
     made = make_task(house, kind, **task)
     assert lease.add(make_job(house, job_kind), [made])
     return made
+
+
+def other_node(house: House, name: str = "second-node", **facts: Any) -> Node:
+    """Another node of the tenant that reaches its destination."""
+    node, _token = make_node(name, house.tenant, **facts)
+    house.destination.nodes.add(node)
+    return node
 
 
 def request_for(node: Node, **facts: Any) -> LeaseRequest:

@@ -115,16 +115,17 @@ def test_the_race_is_a_real_one_without_the_lock_on_the_job_it_goes_wrong(world,
     """The race above proves something only if its threads really interleave."""
     monkeypatch.setattr(moves, "lock_job", lambda job_id: Job.objects.get(pk=job_id))
     meeting = threading.Barrier(2)
-    end = moves.end
+    derive = moves.derive
 
-    def end_then_wait(*args, **facts):
-        end(*args, **facts)
-        meeting.wait(10)  # both have ended their task, neither has committed
+    def derive_then_wait(states):
+        derived = derive(states)
+        meeting.wait(10)  # both have ended their task and looked at the other's, neither has committed
+        return derived
 
-    monkeypatch.setattr(moves, "end", end_then_wait)
     node, now = world.alpha.node, timezone.now()
     probes(world.alpha, 2)
     one, two = ask(node).tasks
+    monkeypatch.setattr(moves, "derive", derive_then_wait)
     racers.run(
         lambda: lease.complete(node, one.task_id, probed(one.token), now),
         lambda: lease.complete(node, two.task_id, probed(two.token), now),
