@@ -161,7 +161,7 @@ class Local:
 
         return (
             "# What this node may touch, whatever the server asks. docs/node.md lists every entry.\n"
-            'name = "local"\n\n[roots]\n'
+            'name = "local"\ndrain_grace_s = 5\n\n[roots]\n'
             f"read = {folders([*self.read, str(self.data)])}\n"
             f"write = {folders([str(self.restored), *self.write])}\n"
             f"repositories = {folders([str(self.backups)])}\n"
