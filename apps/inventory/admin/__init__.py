@@ -21,11 +21,12 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldBoolea
 
 from apps import display as look
 from apps.catalog.models import CopyState, PointCopy
+from apps.errors import DomainError
 from apps.iam import access, audit
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import ReadOnlyAdmin, ScopedForm, Verb, address
-from apps.inventory import presence, repositories
+from apps.inventory import presence, repositories, sources
 from apps.inventory.admin import workload
 from apps.inventory.models import Destination, Node, Platform, Repository, RepositoryState
 from apps.jobs import requests
@@ -156,9 +157,6 @@ class DestinationForm(ScopedForm):
         fields = ["tenant", "name", "nodes", "path"]
 
     def clean_path(self) -> str:
-        from apps.errors import DomainError
-        from apps.inventory import sources
-
         try:
             return sources.clean_path(self.cleaned_data["path"])
         except DomainError as error:
@@ -223,6 +221,10 @@ class DestinationAdmin(GrantedAdmin):
 
     def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
         self.message_user(request, _("The destination “%s” was added.") % obj)
+        try:
+            requests.test_destination(request.user, obj)  # so that its room is known from the start
+        except DomainError as error:
+            self.message_user(request, f"{error.message} {error.hint}", "warning")
         guided = any(not step.done for step in first_run.steps(request.user))
         return HttpResponseRedirect(reverse("admin:index") if guided else address(obj))
 
