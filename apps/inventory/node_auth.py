@@ -1,8 +1,9 @@
 """Who a node is: its token, 256 random bits looked up by SHA-256.
 
 Tokens rotate. The new one is valid from the answer on, the old one until the new one is used for the first time.
-A superseded token that shows up after that was copied: the node is quarantined (the server cannot know which of
-the two is the thief) until an operator enrols it anew.
+A superseded token that shows up later was copied: the node is quarantined (the server cannot know which of the two is
+the thief) until an operator enrols it anew. Within LATE_S of the change it is only refused: a request that the node gave
+up waiting for may still have been on its way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from apps.inventory.models import Node
 from node_agent.protocol import TokenReply
 
 log = logging.getLogger(__name__)
+LATE_S = 120
 
 
 class Quarantined(Denied):
@@ -56,6 +58,9 @@ def authenticate(token: str) -> Node:
         return node
     if hmac.compare_digest(hashed, node.next_token_hash):
         return _promote(node, hashed)
+    if node.token_changed_at is not None and (timezone.now() - node.token_changed_at).total_seconds() < LATE_S:
+        log.warning("Node %s: a token that was just replaced was used again; the request is refused", node.name)
+        raise UnknownNode
     quarantine(node, "server", "A replaced token was used again.")
     raise Quarantined
 

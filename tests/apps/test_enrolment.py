@@ -181,6 +181,8 @@ def test_a_superseded_token_quarantines_the_node(world: World) -> None:
     old = world.alpha.node_token
     new = node_auth.rotate(world.alpha.node, uuid.uuid4()).token
     node_auth.authenticate(new)
+    changed = timezone.now() - timedelta(seconds=node_auth.LATE_S + 1)
+    Node.objects.filter(pk=world.alpha.node.pk).update(token_changed_at=changed)
     with pytest.raises(Quarantined):
         node_auth.authenticate(old)
     with pytest.raises(Quarantined):
@@ -189,6 +191,15 @@ def test_a_superseded_token_quarantines_the_node(world: World) -> None:
     assert world.alpha.node.quarantine_reason
     event = AuditEvent.objects.get(verb="node.quarantined")
     assert event.tenant == world.alpha.tenant
+
+
+def test_a_request_that_was_on_its_way_when_the_token_changed_is_only_refused(world: World) -> None:
+    old = world.alpha.node_token
+    new = node_auth.rotate(world.alpha.node, uuid.uuid4()).token
+    node_auth.authenticate(new)
+    with pytest.raises(UnknownNode):
+        node_auth.authenticate(old)
+    assert node_auth.authenticate(new).quarantined_at is None
 
 
 def test_nodes_of_an_inactive_tenant_are_not_known(world: World) -> None:
