@@ -26,7 +26,7 @@ ROUNDS = int(os.environ.get("BRS_KILL_ROUNDS", "5"))
 LEASE_S = 6
 ENDS_WITHIN_S = LEASE_S + 60 + 60  # the promise, and what a busy test machine takes for the backups themselves
 ENDED = {"succeeded", "partial", "failed", "cancelled"}
-DATA_BYTES = 48 * 1024 * 1024
+DATA_BYTES = 96 * 1024 * 1024
 
 
 @pytest.fixture
@@ -105,6 +105,11 @@ def wait_until_one_runs(api: Api, jobs: list[str]) -> None:
         time.sleep(0.02)
 
 
+def hits(killed_while: list[list[str]]) -> int:
+    """Kills that came in the middle of a backup."""
+    return sum("running" in states for states in killed_while)
+
+
 def start_backup(api: Api, workload: Json) -> str | None:
     """The job's id; None when the server died before it answered."""
     try:
@@ -142,13 +147,13 @@ def test_killed_at_random_moments_it_leaves_no_job_stuck_and_catalogue_and_repos
     wait_for_ends(api, [pk for pk in first if pk])
     killed_while: list[list[str]] = []
 
-    for _round in range(ROUNDS):
+    while len(killed_while) < ROUNDS or (hits(killed_while) < 2 and len(killed_while) < 4 * ROUNDS):
         for folder in folders:
             fill(folder)
         started = [pk for pk in (start_backup(api, workload) for workload in workloads) if pk]
         if dice.random() < 0.7:
             wait_until_one_runs(api, started)
-        time.sleep(dice.uniform(0, 1.2))  # the moment of the kill is what the test varies
+        time.sleep(dice.uniform(0, 0.6))  # the moment of the kill is what the test varies
         killed_while.append(sorted(str(api.get(f"jobs/{pk}/")["state"]) for pk in started))
         kill_server(local)
         time.sleep(dice.choice([0, 0, LEASE_S + 2]))  # longer than a lease: the node carries on without a server
@@ -157,6 +162,7 @@ def test_killed_at_random_moments_it_leaves_no_job_stuck_and_catalogue_and_repos
         assert {job["state"] for job in ended.values()} == {"succeeded"}, ended
 
     print("killed while the jobs were", killed_while)
+    assert hits(killed_while) >= 2, "no kill came in the middle of a backup"
     open_jobs = [job for job in every(api, "jobs/") if job["state"] not in ENDED]
     assert not open_jobs
     succeeded = {job["restore_point"] for job in every(api, "jobs/", kind="backup") if job["state"] == "succeeded"}
