@@ -77,7 +77,8 @@ def _stages(task: Task) -> list[Stage]:
 
 
 def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
-    shown = number == reached or (task.state not in ACTIVE and number == len(PHASES.get(task.kind, (key,))) - 1)
+    last = len(PHASES.get(task.kind, (key,))) - 1
+    shown = number == (reached if task.state in ACTIVE else last)  # a task has one set of figures
     figures = task.progress or {} if shown else {}
     return Stage(
         key=key,

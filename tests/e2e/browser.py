@@ -23,6 +23,7 @@ FLAGS = [
 ]
 WIDTHS = (1440, 768)
 HEIGHT = 900
+DOCUMENTED = ("overview", "first-run", "job-", "restore-wizard-", "workload", "download")
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "img"
 
 # What must not be: a page wider than the window, text cut off, a thing that reaches out of the window.
@@ -84,7 +85,8 @@ class Sight:
             self.page.set_viewport_size({"width": width, "height": HEIGHT})
             self.page.wait_for_timeout(250)  # lets transitions end; nothing is waited for
             suffix = "" if width == WIDTHS[0] else f"-{width}"
-            self.page.screenshot(path=self.shots / f"{name}{suffix}.png", full_page=width != WIDTHS[0])
+            folder = shots_folder(self.shots, name, width)
+            self.page.screenshot(path=folder / f"{name}{suffix}.png", full_page=width != WIDTHS[0])
             assert self.page.evaluate(FLAWS) == [], f"{name} at {width} px"
         self.page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
         self.sound()
@@ -93,9 +95,10 @@ class Sight:
         assert self.met == []
 
 
-def shots_folder(own: Path) -> Path:
-    """The documentation's pictures only when they are asked for (BRS_SCREENSHOTS=1)."""
-    folder = IMAGES if os.environ.get("BRS_SCREENSHOTS") == "1" else own
+def shots_folder(own: Path, name: str, width: int) -> Path:
+    """The documentation's pictures are made anew only when that is asked for (BRS_SCREENSHOTS=1)."""
+    wanted = os.environ.get("BRS_SCREENSHOTS") == "1" and width == WIDTHS[0] and name.startswith(DOCUMENTED)
+    folder = IMAGES if wanted else own
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -108,7 +111,7 @@ def sight(address: str, shots: Path) -> Iterator[Sight]:
             ignore_https_errors=True, viewport={"width": WIDTHS[0], "height": HEIGHT}, accept_downloads=True
         )
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
-        seen = Sight(context.new_page(), address, shots_folder(shots))
+        seen = Sight(context.new_page(), address, shots)
         seen.listen()
         try:
             yield seen

@@ -271,7 +271,7 @@ def test_every_place_of_the_side_bar_is_sound(seen: Sight, name: str):
     seen.look(f"place-{name}")
     if name in OBJECTS:
         seen.page.locator("#result_list a[href*='/change/']").first.click()
-        expect(seen.page.locator(".brs").first).to_be_visible()
+        expect(seen.page.locator("#content-main, .brs").first).to_be_visible()
         seen.look(f"page-{name}")
 
 
