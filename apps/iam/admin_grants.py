@@ -24,12 +24,23 @@ from apps.iam.models import Tenant, User
 class GrantedAdmin(GuardedModelAdminMixin, ScopedAdmin):
     change_form_template: ClassVar[str] = "brs/object_page.html"
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        obj = self.get_object(request, unquote(object_id))
+        may_grant = obj is not None and self._may_grant(request, obj)
+        return super().change_view(request, object_id, form_url, {"may_grant": may_grant, **(extra_context or {})})
+
+    @staticmethod
+    def _may_grant(request: HttpRequest, obj: Any) -> bool:
+        tenant: Tenant | None = access.tenant_of(obj)
+        return bool(request.user.is_superuser or (tenant and access.can(request.user, Right.MEMBERS, tenant)))
+
     def _granting(self, request: HttpRequest, object_pk: str) -> Any:
         obj = self.get_object(request, unquote(object_pk))
         if obj is None:
             raise Http404
-        tenant: Tenant | None = access.tenant_of(obj)
-        if not request.user.is_superuser and (tenant is None or not access.can(request.user, Right.MEMBERS, tenant)):
+        if not self._may_grant(request, obj):
             raise Denied
         return obj
 
