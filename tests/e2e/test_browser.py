@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ BULK_FILES, BULK_BYTES = 60, 20_000_000  # of chance, written in hexadecimal: so
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("documents")
     (folder / HOSTILE).write_text("harmless")
     (folder / WANTED).write_text("the report\n" * 2000)
@@ -41,7 +42,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bulk.mkdir()
     for number in range(BULK_FILES):
         (bulk / f"part-{number:02}.txt").write_text(chance.randbytes(BULK_BYTES).hex())
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # gigabytes that pytest would keep
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[Lo
         yield site
     finally:
         site.stop()
+        shutil.rmtree(site.backups, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
