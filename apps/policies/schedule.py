@@ -9,6 +9,7 @@ Moments that come in may be in any zone; those that go out are aware UTC.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,8 +21,6 @@ from django.utils.translation import gettext as _
 
 from apps.errors import Invalid
 
-# The longest step of any zone's clock; a backward search must start this much later than its end.
-_LONGEST_SHIFT = timedelta(hours=3)
 _REFERENCE = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -32,12 +31,12 @@ def due(cron: str, tz: str, after: datetime, until: datetime, *, limit: int | No
 
 def latest_due(cron: str, tz: str, after: datetime, until: datetime) -> datetime | None:
     """The newest moment in (after, until]: what missed runs coalesce to. Its cost does not grow with the interval."""
-    return next(_downwards(cron, tz, after, until), None)
+    return next(iter(_newest(cron, tz, after, until, 1)), None)
 
 
 def newest_due(cron: str, tz: str, after: datetime, until: datetime, limit: int) -> list[datetime]:
     """The last ``limit`` moments in (after, until], newest first; the cost follows ``limit``, not the interval."""
-    return list(islice(_downwards(cron, tz, after, until), limit))
+    return _newest(cron, tz, after, until, limit)
 
 
 def next_run(cron: str, tz: str, after: datetime) -> datetime | None:
@@ -77,30 +76,74 @@ def _upwards(cron: str, tz: str, after: datetime, until: datetime | None = None)
             yield moment
 
 
-def _downwards(cron: str, tz: str, after: datetime, until: datetime) -> Iterator[datetime]:
-    previous: datetime | None = None
-    for moment in _walk(cron, tz, until + _LONGEST_SHIFT, reverse=True):
-        if moment <= after:
-            return
-        if moment <= until and (previous is None or moment < previous):
-            previous = moment
+def _newest(cron: str, tz: str, after: datetime, until: datetime, limit: int) -> list[datetime]:
+    """Walks up from ever earlier moments until enough are found: where a zone's clock shifts by half an hour, the
+    library's own backward search disagrees with its forward one."""
+    span = timedelta(hours=1)
+    while True:
+        start = max(after, until - span)
+        found = deque(_upwards(cron, tz, start, until), maxlen=limit)
+        if len(found) == limit or start <= after:
+            return list(found)[::-1]
+        span *= 2
+
+
+def _walk(cron: str, tz: str, start: datetime) -> Iterator[datetime]:
+    """What the library finds, in UTC. It counts whole hours over a change of clocks, so where the clock shifts by half
+    an hour (Lord Howe Island) each minute up to the next full hour is tried, and its search begun anew there."""
+    here, origin = zone(tz), start
+    simulation = _parse(cron, start.astimezone(here))
+    while (found := next(simulation, None)) is not None:
+        moment = found.astimezone(UTC)
+        change = _odd_change(here, origin, moment)
+        if change is None:
+            origin = moment
             yield moment
+            continue
+        origin = change
+        while origin.astimezone(here).minute:
+            if _matches(cron, origin.astimezone(here)):
+                yield origin
+            origin += timedelta(minutes=1)
+        simulation = _parse(cron, (origin - timedelta(seconds=1)).astimezone(here))
 
 
-def _walk(cron: str, tz: str, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:
-    simulation = _parse(cron, start.astimezone(zone(tz)), reverse)
-    for moment in simulation:
-        yield moment.astimezone(UTC)
+def _matches(cron: str, moment: datetime) -> bool:
+    before = (moment.astimezone(UTC) - timedelta(seconds=1)).astimezone(moment.tzinfo)
+    found = next(_parse(cron, before), None)
+    return found is not None and found.astimezone(UTC) == moment.astimezone(UTC)
 
 
-def _parse(cron: str, start: datetime, reverse: bool = False) -> CronSim:
+def _odd_change(here: ZoneInfo, after: datetime, until: datetime) -> datetime | None:
+    """The first moment in (after, until] from which the zone's clock differs by no whole hours from before."""
+
+    def odd(moment: datetime) -> bool:
+        shift = moment.astimezone(here).utcoffset() - offset  # type: ignore[operator]
+        return bool(shift % timedelta(hours=1))
+
+    offset = after.astimezone(here).utcoffset()
+    low = after
+    while low < until:
+        high = min(low + timedelta(days=7), until)
+        if odd(high):
+            break
+        low = high
+    else:
+        return None
+    while high - low > timedelta(seconds=1):
+        middle = low + (high - low) / 2
+        low, high = (low, middle) if odd(middle) else (middle, high)
+    return high.replace(microsecond=0)
+
+
+def _parse(cron: str, start: datetime) -> CronSim:
     hint = _("Five fields: minute hour day month weekday, for example “0 22 * * *”.")
     if len(cron.split()) != 5:
         raise Invalid(
             _("The schedule “%(cron)s” does not have five fields.") % {"cron": cron}, hint=hint, code="invalid-schedule"
         )
     try:
-        return CronSim(cron, start, reverse=reverse)
+        return CronSim(cron, start)
     except CronSimError as error:
         raise Invalid(
             _("The schedule “%(cron)s” cannot be read: %(why)s.") % {"cron": cron, "why": str(error).lower()},
