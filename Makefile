@@ -9,6 +9,8 @@ SOURCE ?=
 IMAGE ?=
 ONCE ?=
 TESTS ?= tests
+# Files stay together: their servers are started once for each.
+PYTEST := -m pytest -n auto --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -51,10 +53,10 @@ run: $(STAMPS)/run $(STAMPS)/system-run
 	@exec $(BIN)/python -m brs.local $(if $(PORT),--port $(PORT))
 
 test: $(STAMPS)/dev $(STAMPS)/system-test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python $(PYTEST) $(TESTS)
 
 test-postgres: $(STAMPS)/dev $(STAMPS)/system-test
-	$(BIN)/python -m tests.lab.services -- $(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m tests.lab.services -- $(BIN)/python $(PYTEST) $(TESTS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
