@@ -155,6 +155,7 @@ def _backup_spec(made: Job, workload: Workload, policy: Policy, *, ordinal: int)
         "tags": [f"brs.task={task_id(made, ordinal)}", f"brs.point={point}", f"brs.workload={workload.pk}"],
         "full": made.full,
         "send_directories": policy.list_files,
+        "bandwidth_bytes_s": policy.bandwidth_mib_s << 20,
     }
 
 

@@ -116,7 +116,7 @@ class PolicyAdmin(GrantedAdmin):
                 ),
             },
         ),
-        (gettext_lazy("Where to"), {"fields": ("destination", "staging", "list_files")}),
+        (gettext_lazy("Where to"), {"fields": ("destination", ("staging", "bandwidth_mib_s"), "list_files")}),
     )
     verbs: ClassVar = {
         "run": Verb(

@@ -77,6 +77,7 @@ class PolicySerializer(ScopedSerializer):
             "objective_hours",
             "priority",
             "list_files",
+            "bandwidth_mib_s",
             *(f"keep_{name}" for name in KEEPS),
             "schedules",
             "workloads",

@@ -79,6 +79,7 @@ def rule_of(policy: Policy) -> dict[str, Any]:
         "objective_hours": policy.objective_hours,
         "priority": policy.priority,
         "list_files": policy.list_files,
+        "bandwidth_mib_s": policy.bandwidth_mib_s,
         "keep": {
             name.removeprefix("keep_"): getattr(policy, name)
             for name in (field.name for field in Policy._meta.concrete_fields)

@@ -43,6 +43,12 @@ class Policy(models.Model):
         default=True,
         help_text=_("Makes browsing instant; names (not content) are then readable on the server."),
     )
+    bandwidth_mib_s = models.PositiveIntegerField(
+        _("bandwidth (MiB/s)"),
+        default=0,
+        validators=[MaxValueValidator(100_000)],
+        help_text=_("The most that a backup writes to the destination, averaged over its run; 0: no limit."),
+    )
     keep_last = models.PositiveIntegerField(_("last"), default=7)
     keep_hourly = models.PositiveIntegerField(_("hourly"), default=0)
     keep_daily = models.PositiveIntegerField(_("daily"), default=14)

@@ -100,6 +100,13 @@ def test_a_backup_now_is_what_a_node_can_lease(world, alpha):
     assert spec.repository.password == alpha.repository_password
 
 
+def test_the_bandwidth_of_the_policy_goes_with_the_backup(world, alpha):
+    alpha.policy.bandwidth_mib_s = 5
+    alpha.policy.save()
+    requests.backup_now(world.operator, alpha.workload)
+    assert ActingNode(alpha.node).take().spec.bandwidth_bytes_s == 5 * 1024 * 1024
+
+
 def test_no_secret_is_stored_with_a_task(world, alpha):
     requests.backup_now(world.operator, alpha.workload)
     requests.restore(world.operator, alpha.point, chosen=[], target=ELSEWHERE, node=None)
