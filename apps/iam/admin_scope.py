@@ -289,6 +289,7 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
         if obj is None:
             raise Http404
         shown = {"title": str(obj), "subtitle": None, "verbs": self.verbs_for(request, obj)}
+        shown["has_settings"] = self.change_right is not None
         extra = {**QUIET, **shown, **self.page_context(request, obj), **(extra_context or {})}
         return super().change_view(request, object_id, form_url, extra)
 

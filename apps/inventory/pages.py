@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -161,6 +161,9 @@ class Pages:
     def enrol(self, request: HttpRequest) -> HttpResponse:
         """GET: a short form. POST: the command to paste, with the code that is seen this once."""
         context: dict[str, Any] = {"title": _("Enrol a node"), "server": server_address(request)}
+        context["after"] = reverse(
+            "admin:index" if first_run.steps(request.user) else "admin:inventory_node_changelist"
+        )
         if request.method == "POST":
             data = request.POST.copy()
             if not data.get("tenant") and (home := first_run.home(request.user)):
@@ -233,5 +236,6 @@ def server_address(request: HttpRequest) -> str:
     return configured if "//localhost" not in configured else f"https://{request.get_host()}"
 
 
-def command(server: str, clear: str) -> str:
-    return f"python -m node_agent enroll --server {server} --code {clear}"
+def command(server: str, clear: str, *, anew: bool = False) -> str:
+    words = f"python -m node_agent enroll --server {server} --code {clear}"
+    return f"{words} --force" if anew else words

@@ -208,7 +208,7 @@
   };
 
   document.addEventListener("click", (event) => {
-    const opener = event.target.closest("a[data-dialog]");
+    const opener = event.target.closest("a[data-dialog]") || (document.querySelector("[data-add-in-dialog]") && event.target.closest("a.addlink"));
     if (opener && !event.ctrlKey && !event.metaKey && event.button === 0) {
       event.preventDefault();
       openDialog(opener.href);

@@ -83,6 +83,18 @@ def test_an_owner_finds_his_own(world, things, model):
     assert "beta" not in listing.content.decode().lower()
 
 
+CHANGEABLE = [m for m in OWNED if admin.site._registry[m].change_right is not None]
+
+
+@pytest.mark.parametrize("model", CHANGEABLE, ids=lambda model: model._meta.label)
+def test_what_may_be_changed_has_a_form_on_its_page(world, things, model):
+    answer = signed_in(world.root).get(page(model, "change", things[model].pk))
+    fields = list(answer.context["adminform"].form.fields)
+    assert fields
+    missing = [name for name in fields if f'name="{name}' not in answer.content.decode()]
+    assert [name for name in missing if name != "password"] == []
+
+
 @pytest.mark.parametrize("model", [m for m in OWNED if m is not ApiToken], ids=lambda model: model._meta.label)
 def test_a_viewer_looks_and_changes_nothing(world, things, model):
     client, thing = signed_in(world.viewer), things[model]
@@ -150,6 +162,7 @@ def policy_data(house, **changes: object) -> dict[str, object]:
         "start_window_minutes": 240,
         "objective_hours": 26,
         "priority": 50,
+        "bandwidth_mib_s": 0,
         "destination": policy.destination_id,
         "staging": "stream",
         **{f"keep_{name}": 1 for name in ("last", "hourly", "daily", "weekly", "monthly", "yearly", "within_days")},

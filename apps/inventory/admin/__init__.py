@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002  the signatures are Django's
-"""Inventory: platforms, nodes, destinations, repositories. Workloads have a module of their own beside it."""
+"""Inventory: platforms, destinations, repositories. Nodes and workloads have modules of their own beside it."""
 
 from __future__ import annotations
 
@@ -17,112 +17,28 @@ from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldBooleanSwitchWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldBooleanSwitchWidget,
+)
 
 from apps import display as look
 from apps.catalog.models import CopyState, PointCopy
 from apps.errors import DomainError
-from apps.iam import access, audit
+from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import ReadOnlyAdmin, ScopedForm, Verb, address
-from apps.inventory import presence, repositories, sources
-from apps.inventory.admin import workload
+from apps.inventory import repositories, sources
+from apps.inventory.admin import node, workload
 from apps.inventory.models import Destination, Node, Platform, Repository, RepositoryState
 from apps.jobs import requests
-from apps.jobs.models import Job, Task
+from apps.jobs.models import Job
 from apps.reports import figures, first_run
 
 RECENT = 8
 
-__all__ = ["workload"]  # registers the page of workloads
-
-
-def _pause(paused: bool) -> Any:
-    def run(request: HttpRequest, node: Node, _data: dict[str, Any]) -> None:
-        Node.objects.filter(pk=node.pk).update(paused=paused)
-        audit.record(request.user, "node.paused" if paused else "node.resumed", node, request=request)
-
-    return run
-
-
-def _enrol_anew(_request: HttpRequest, node: Node, _data: dict[str, Any]) -> str:
-    return f"{reverse('admin:enrol')}?node={node.name}"
-
-
-@admin.register(Node)
-class NodeAdmin(GrantedAdmin):
-    list_display: ClassVar = ["state", "name", "host", "version", "last_seen", "clock", "tasks", "serves"]
-    list_display_links: ClassVar = ["name"]
-    list_filter: ClassVar = ["paused", "tenant"]
-    list_select_related: ClassVar = ["tenant"]
-    search_fields: ClassVar = ["name", "hostname"]
-    fields: ClassVar = ["name", "tenant", "slots"]
-    change_form_template = "brs/node.html"
-    verbs: ClassVar = {
-        "pause": Verb(
-            label=gettext_lazy("Pause"),
-            icon="pause",
-            right=Right.CONFIGURE,
-            run=_pause(True),
-            question=gettext_lazy("The node finishes what it does and gets no new tasks until you resume it."),
-            done=gettext_lazy("The node is paused."),
-            when=lambda node: not node.paused,
-        ),
-        "resume": Verb(
-            label=gettext_lazy("Resume"),
-            icon="play_arrow",
-            right=Right.CONFIGURE,
-            primary=True,
-            run=_pause(False),
-            question=gettext_lazy("The node gets tasks again."),
-            done=gettext_lazy("The node gets tasks again."),
-            when=lambda node: node.paused,
-        ),
-    }
-
-    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
-        """A node adds itself with a code; there is nothing to type in here."""
-        return HttpResponseRedirect(reverse("admin:enrol"))
-
-    def page_context(self, request: HttpRequest, obj: Node) -> dict[str, Any]:
-        now = timezone.now()
-        tasks = access.visible(request.user, Task).filter(node=obj).select_related("job")
-        roots = obj.roots or {}
-        words = {"read": _("May read"), "write": _("May write to"), "repositories": _("May keep repositories in")}
-        return {
-            "state": presence.state(obj, now),
-            "clock_off": presence.clock_is_off(obj),
-            "tasks": tasks.order_by("-leased_at")[:RECENT],
-            "roots": [(word, roots.get(key) or []) for key, word in words.items()],
-            "subtitle": obj.hostname,
-        }
-
-    @display(description=gettext_lazy("state"))
-    def state(self, node: Node) -> SafeString:
-        return look.badge(presence.state(node, timezone.now()))
-
-    @display(description=gettext_lazy("host"), ordering="hostname")
-    def host(self, node: Node) -> str:
-        return node.hostname or "–"
-
-    @display(description=gettext_lazy("last seen"), ordering="last_seen_at")
-    def last_seen(self, node: Node) -> SafeString:
-        return look.ago(node.last_seen_at)
-
-    @display(description=gettext_lazy("clock"), ordering="clock_offset_s")
-    def clock(self, node: Node) -> str:
-        offset = node.clock_offset_s
-        return _("right") if abs(offset) < 2 else _("off by %s") % look.duration(abs(offset))
-
-    @display(description=gettext_lazy("tasks"))
-    def tasks(self, node: Node) -> str:
-        running = node.tasks.filter(state__in=("leased", "running")).count()
-        return _("%(busy)d of %(slots)d") % {"busy": running, "slots": node.slots}
-
-    @display(description=gettext_lazy("serves"), ordering="tenant__name")
-    def serves(self, node: Node) -> str:
-        return str(node.tenant) if node.tenant else _("every tenant")
+__all__ = ["node", "workload"]  # these register their pages
 
 
 @admin.register(Platform)
