@@ -1,201 +1,292 @@
-"""Giving space back: packs, or parts of packs, that no snapshot needs any more.
+"""Giving space back: packs, or parts of packs, that no snapshot needs any more. In two phases.
 
-Alone in the repository from beginning to end. Order, so that a kill at any instant loses nothing:
+Under a *shared* lock, beside running backups, which takes as long as it takes:
 
 1. What every snapshot needs is collected from all trees; one that cannot be read ends the prune before it began.
-2. What is still needed of packs with much waste is read, proven, stored in new packs and named by new index files.
-3. Index files that name a pack to be removed are replaced: first the new ones are written, then the old ones go.
-4. Only now, when no index names them, packs are deleted; also those that no index named to begin with.
+2. The plan: which packs leave (see :mod:`.prune_plan`).
+3. What is still needed of them is read, proven, stored in new packs and named by new index files. Of what lies
+   elsewhere too, that other copy is read and proven.
 
-A blob that lies in two packs counts as needed in both: the second copy of something is never thrown away. Memory grows
-with the number of blobs, some 100 bytes for each.
+Then *alone*, which is short:
+
+4. The index is loaded again. Trees of new snapshots are walked; a pack that holds something they need stays. If index
+   files vanished meanwhile, somebody else pruned or repaired, and the plan is made anew.
+5. Index files that name leaving packs are replaced: first the new ones are written, then the old ones go.
+6. Only now packs are deleted; also those that no index names: alone, they can be nobody's work in progress.
+
+A kill at any instant loses nothing: it leaves blobs twice or packs that no index names, and the next prune goes on from
+there. Memory stays flat: what is needed is kept in a temporary database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node_agent.errors import DamagedError, RepositoryError
+from node_agent.errors import DamagedError, RepositoryLocked
 from node_agent.progress import Progress
-from node_agent.repository.backend.base import Kind
+from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.index import Index
-from node_agent.repository.index_file import MAX_BLOBS, PackEntry, load_index_file, save_index_file
-from node_agent.repository.pack import BlobKind, PackedBlob
+from node_agent.repository.index_file import PackEntry, load_index_file
+from node_agent.repository.index_rewrite import rewrite_index
+from node_agent.repository.pack import PackedBlob
+from node_agent.repository.prune_plan import Fate, Leaving, Limits, PrunePlan
+from node_agent.repository.reachable import Reachable, from_key
 from node_agent.repository.reader import BlobReader
+from node_agent.repository.repack import PackStore, ReadPack, Wanted, read_pack, read_packs
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import list_snapshots
-from node_agent.repository.tree import load_tree
-from node_agent.repository.writer import BlobWriter
 
-_Needed = set[tuple[BlobKind, bytes]]
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """``max_unused``: waste that may stay, as text (``5%``, ``200M`` in bytes, ``unlimited``); see parse_max_unused."""
+
+    max_unused: str = "5%"
+    max_repack_bytes: int | None = None
+    max_duration_s: float | None = None  # of rewriting; what is not reached stays for the next prune
+    dry_run: bool = False
+    wait_s: float = 0  # for the lock of the second phase
 
 
 @dataclass(slots=True)
 class PruneResult:
-    """Sizes in bytes. After a dry run: what would be done, ``rewritten_bytes`` then being an estimate."""
+    """Sizes in bytes. After a dry run: what would be done."""
 
     kept_packs: int = 0
-    removed_packs: int = 0  # nothing in them was needed
-    rewritten_packs: int = 0  # something was
+    removed_packs: int = 0  # nothing in them was needed, or all of it is kept elsewhere
+    rewritten_packs: int = 0  # something was needed
     orphaned_packs: int = 0  # no index named them
     removed_bytes: int = 0  # of all three
     rewritten_bytes: int = 0  # stored anew
+    unused_bytes: int = 0  # waste that stays
+    notes: list[str] = field(default_factory=list)
 
     @property
     def freed_bytes(self) -> int:
         return self.removed_bytes - self.rewritten_bytes
 
     def to_json(self) -> dict[str, Any]:
-        names = ("kept_packs", "removed_packs", "rewritten_packs", "orphaned_packs", "removed_bytes", "rewritten_bytes")
-        return {name: getattr(self, name) for name in names} | {"freed_bytes": self.freed_bytes}
+        names = ("kept_packs", "removed_packs", "rewritten_packs", "orphaned_packs", "removed_bytes")
+        more = ("rewritten_bytes", "freed_bytes", "unused_bytes", "notes")
+        return {name: getattr(self, name) for name in (*names, *more)}
 
 
-@dataclass(slots=True)
-class _Plan:
-    sizes: dict[str, int]  # of all stored packs
-    remove: set[str] = field(default_factory=set)
-    rewrite: dict[str, list[PackedBlob]] = field(default_factory=dict)  # with what is needed of each
-    kept: int = 0
-    orphans: set[str] = field(default_factory=set)
-
-    @property
-    def leaving(self) -> set[str]:
-        return self.remove | self.rewrite.keys()
+class _Overtaken(Exception):
+    """Another program replaced index files between our two phases."""
 
 
-def prune(
-    repo: Repository,
-    lock: Lock,
-    *,
-    max_unused: float = 0.05,
-    dry_run: bool = False,
-    progress: Progress | None = None,
-) -> PruneResult:
-    """``lock`` must be exclusive. Packs whose share of waste is above ``max_unused`` are rewritten.
+def prune(repo: Repository, options: PruneOptions | None = None, *, progress: Progress | None = None) -> PruneResult:
+    """Takes its locks itself, so none may be held by the caller.
 
-    Raises DamagedError, having changed nothing, if a snapshot, tree, index file or pack is damaged or missing.
+    Raises DamagedError, nothing being removed then, if a snapshot, tree, index file or needed pack is damaged or
+    missing; RepositoryLocked if others are at work when the second phase shall begin: what was done until then helps
+    the next prune.
     """
-    if not lock.exclusive:
-        raise RepositoryError("Pruning needs the repository alone: an exclusive lock.")
-    repo.guard(prove=True)
-    progress = progress or Progress()
-    index = Index(repo.files, "prune")  # read anew and private: what is deleted must not rest on a cache
-    try:
-        index.refresh()
-        plan = _plan(repo, index, _needed(repo, progress), max_unused)
-        result = _result(plan)
-        if not dry_run:
-            result.rewritten_bytes = _rewrite(repo, index, plan, progress)
-            _replace_index(repo, lock, plan.leaving)
-            _delete_packs(repo, lock, plan.leaving | plan.orphans)
-            repo.backend.remove_leftovers()
-    finally:
-        index.close()
-    if not dry_run:
-        repo.load_index()
-    return result
-
-
-def _needed(repo: Repository, progress: Progress) -> _Needed:
-    progress.set(phase="prune: snapshots")
-    needed: _Needed = set()
-    pending = [bytes.fromhex(snapshot.tree) for snapshot in list_snapshots(repo)]
-    while pending:
-        progress.check()
-        tree_id = pending.pop()
-        if (BlobKind.TREE, tree_id) in needed:
+    for _ in range(_ATTEMPTS):
+        run = _Prune(repo, options or PruneOptions(), progress or Progress())
+        try:
+            return run.run()
+        except _Overtaken:
             continue
-        needed.add((BlobKind.TREE, tree_id))
-        for node in load_tree(repo, tree_id):
-            needed.update((BlobKind.DATA, blob_id) for blob_id in node.content)
-            if node.subtree is not None:
-                pending.append(node.subtree)
-    return needed
-
-
-def _plan(repo: Repository, index: Index, needed: _Needed, max_unused: float) -> _Plan:
-    for kind in BlobKind:
-        absent = index.missing(kind, (blob_id for blob_kind, blob_id in needed if blob_kind is kind))
-        if absent:
-            raise DamagedError(f"{kind} {min(absent).hex()} is missing, so nothing is pruned; run a check.")
-    plan = _Plan({info.name: info.size for info in repo.backend.list(Kind.PACK)})
-    named: set[str] = set()
-    for pack, blobs in index.packs():
-        named.add(pack)
-        used = [blob for blob in blobs if (blob.kind, blob.id) in needed]
-        if used and pack not in plan.sizes:
-            raise DamagedError(f"pack {pack} is missing, so nothing is pruned; run a check.")
-        if not used:
-            plan.remove.add(pack)
-        elif sum(blob.length for blob in used) < (1 - max_unused) * sum(blob.length for blob in blobs):
-            plan.rewrite[pack] = used
-        else:
-            plan.kept += 1
-    plan.orphans = plan.sizes.keys() - named
-    return plan
-
-
-def _result(plan: _Plan) -> PruneResult:
-    return PruneResult(
-        kept_packs=plan.kept,
-        removed_packs=len(plan.remove),
-        rewritten_packs=len(plan.rewrite),
-        orphaned_packs=len(plan.orphans),
-        removed_bytes=sum(plan.sizes.get(pack, 0) for pack in plan.leaving | plan.orphans),
-        rewritten_bytes=sum(blob.length for blobs in plan.rewrite.values() for blob in blobs),
+        finally:
+            run.close()
+    raise RepositoryLocked(
+        "Another program keeps replacing the repository's index files.",
+        hint="Nothing was removed. Prune again when the other program has ended.",
     )
 
 
-def _rewrite(repo: Repository, index: Index, plan: _Plan, progress: Progress) -> int:
-    """Store what is needed of wasteful packs anew, every new blob opened again. Returns the bytes stored."""
-    progress.set(phase="prune: rewrite", total_bytes=sum(len(blobs) for blobs in plan.rewrite.values()), done_bytes=0)
-    if not plan.rewrite:
-        return 0
-    reader = BlobReader(repo.files, repo.index)  # still knows the old places
-    repo.load_index()
-    index.drop_packs(plan.leaving)  # so that the writer takes for unknown what only lies there
-    with BlobWriter(repo.files, index, repo.guard, progress, verify_write=True) as writer:
-        for blobs in plan.rewrite.values():
-            for kind in BlobKind:
-                for _, content in reader.load_many(kind, [blob.id for blob in blobs if blob.kind is kind]):
-                    writer.submit(kind, content)
-    return writer.stored_bytes
+class _Prune:
+    def __init__(self, repo: Repository, options: PruneOptions, progress: Progress) -> None:
+        self.repo = repo
+        self.options = options
+        self.progress = progress
+        self.limits = Limits(parse_max_unused(options.max_unused), options.max_repack_bytes)
+        self.index = Index(repo.files, "prune")  # read anew and private: what is deleted must not rest on a cache
+        self.used = Reachable()
+        self.plan = PrunePlan(self.used)
+        self.result = PruneResult()
+        self._walked: set[str] = set()  # trees of snapshots
+
+    def close(self) -> None:
+        self.index.close()
+        self.used.close()
+
+    def run(self) -> PruneResult:
+        with self.repo.lock(wait_s=self.options.wait_s, read_only_ok=self.options.dry_run):
+            self._make_plan()
+            if self.options.dry_run:
+                return self._planned()
+            self._rewrite()
+            self._prove_the_rest()
+            files = self.index.file_names()
+        with self.repo.lock(exclusive=True, wait_s=self.options.wait_s) as lock:
+            self._look_again(files)
+            self._remove(lock)
+            self.repo.load_index()
+        return self.result
+
+    def _make_plan(self) -> None:
+        if not self.options.dry_run:
+            self.repo.guard(prove=True)
+        self.progress.set(phase="prune: index")
+        self.index.refresh()
+        self._walk_snapshots()
+        self.progress.set(phase="prune: plan")
+        self.plan.take_stored(self.repo.backend.list(Kind.PACK))
+        self.plan.count(self.index)
+        self.plan.decide(self.limits)
+
+    def _walk_snapshots(self) -> None:
+        self.progress.set(phase="prune: snapshots")
+        trees = {snapshot.tree for snapshot in list_snapshots(self.repo)} - self._walked
+        self.used.walk(BlobReader(self.repo.files, self.index), map(bytes.fromhex, sorted(trees)), self.progress)
+        self._walked |= trees
+
+    # --- beside others ---
+
+    def _rewrite(self) -> None:
+        """Store what is needed of leaving packs anew; packs that the time is too short for stay."""
+        total = self.plan.total("needed", f"fate = {Fate.REWRITE}")
+        self.progress.set(phase="prune: rewrite", total_bytes=total, done_bytes=0)
+        store = PackStore(self.repo.files, self.repo.guard, self._note_written)
+        leaving: list[Leaving] = []  # those being read, in order
+        for read in read_packs(self.repo.files, self._to_read(leaving)):
+            one = leaving.pop(0)
+            self.progress.check()
+            for blob, error in read.bad:
+                read.good.append((blob, self._other_copy(read.pack, blob, error)))
+            for blob, sealed in read.good:
+                store.add(blob, sealed)
+            self.plan.mark_proven(one.move)
+            self.progress.add(done_bytes=sum(blob.length for blob in one.move))
+        store.flush()
+        self.result.rewritten_bytes = store.stored_bytes
+
+    def _note_written(self, name: str, packs: Sequence[PackEntry]) -> None:
+        self.index.add_file(name, packs)
+        self.plan.note_indexed(pack for pack, _ in packs)
+
+    def _to_read(self, leaving: list[Leaving]) -> Iterator[Wanted]:
+        deadline = None if self.options.max_duration_s is None else time.monotonic() + self.options.max_duration_s
+        for one in self.plan.leaving(self.index):
+            if not one.move:
+                continue
+            if deadline is not None and time.monotonic() >= deadline:
+                self.plan.keep(one.id)
+                continue
+            leaving.append(one)
+            yield one.pack, one.move
+
+    def _other_copy(self, pack: str, blob: PackedBlob, error: DamagedError) -> Buffer:
+        """Another good copy of a blob that is damaged where it was to be kept. Raises ``error`` if there is none."""
+        for place in self.index.locations(blob.kind, blob.id):
+            if place.pack != pack and place.blob.raw_length == blob.raw_length:
+                read = read_pack(self.repo.files, place.pack, [place.blob])
+                if read.good:
+                    return read.good[0][1]
+        raise error
+
+    def _prove_the_rest(self) -> None:
+        """Read the copies that stay of what else leaves; a pack stays if the other copy is not good."""
+        self.progress.set(phase="prune: prove copies", total_bytes=0, done_bytes=0)
+        for pack, keys in self.plan.unproven():
+            self.progress.check()
+            read = self._read_keys(pack, keys)
+            self.plan.mark_proven(blob for blob, _ in read.good)
+            self.result.notes += [
+                f"{error.message} A good copy may lie elsewhere and is kept; run a repair of the pack."
+                for _, error in read.bad
+            ]
+        kept = self.plan.keep_unproven()
+        if kept:
+            self.result.notes.append(f"{kept} packs stay, because what they hold is not proven to be good elsewhere.")
+
+    def _read_keys(self, pack: str, keys: list[bytes]) -> ReadPack:
+        blobs = []
+        for kind, blob_id in map(from_key, keys):
+            blobs += [place.blob for place in self.index.locations(kind, blob_id) if place.pack == pack][:1]
+        return read_pack(self.repo.files, pack, blobs)
+
+    # --- alone ---
+
+    def _look_again(self, before: set[str]) -> None:
+        """What happened since the plan was made. Raises _Overtaken."""
+        self.repo.guard(prove=True)
+        self.index.refresh()
+        now = self.index.file_names()
+        if before - now:
+            raise _Overtaken
+        for name in now - before:
+            self.plan.note_indexed(pack for pack, _ in load_index_file(self.repo.files, name))
+        self._walk_snapshots()
+        self.plan.keep_newly_needed(self.index)
+        self.plan.take_stored(self.repo.backend.list(Kind.PACK))
+
+    def _remove(self, lock: Lock) -> None:
+        self.progress.set(phase="prune: remove")
+        self._count()
+        if self.plan.number("fate != 0"):
+            rewrite_index(self.repo, lock, self._without_leaving)
+        lock.prove()
+        for names in (self.plan.names_leaving(), self.plan.orphans()):
+            for pack in names:
+                lock.check()
+                self.repo.backend.delete(Kind.PACK, pack)
+        self.repo.backend.remove_leftovers()
+
+    def _without_leaving(self, entry: PackEntry) -> PackEntry | None:
+        return None if self.plan.leaves(entry[0]) else entry
+
+    # --- figures ---
+
+    def _planned(self) -> PruneResult:
+        self._count()
+        self.result.rewritten_bytes = self.plan.total("needed", f"fate = {Fate.REWRITE}")
+        return self.result
+
+    def _count(self) -> None:
+        result, plan = self.result, self.plan
+        result.kept_packs = plan.number("fate = 0 AND indexed")
+        result.removed_packs = plan.number(f"fate = {Fate.REMOVE}")
+        result.rewritten_packs = plan.number(f"fate = {Fate.REWRITE}")
+        result.orphaned_packs = plan.number("indexed = 0 AND size IS NOT NULL")
+        result.removed_bytes = plan.total("size", "size IS NOT NULL AND (fate != 0 OR indexed = 0)")
+        result.unused_bytes = plan.total("unused + twins", "fate = 0 AND indexed")
 
 
-def _replace_index(repo: Repository, lock: Lock, leaving: set[str]) -> None:
-    """New index files without the leaving packs, then the end of the old ones that named them."""
-    old: list[str] = []
-    waiting: list[PackEntry] = []
-    for info in list(repo.backend.list(Kind.INDEX)):
-        packs = list(load_index_file(repo.files, info.name))
-        if any(pack in leaving for pack, _ in packs):
-            old.append(info.name)
-            waiting += [(pack, blobs) for pack, blobs in packs if pack not in leaving]
-    lock.prove()
-    for batch in _index_sized(waiting):
-        save_index_file(repo.files, batch)
-    for name in old:
-        lock.check()
-        repo.backend.delete(Kind.INDEX, name)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def _index_sized(packs: list[PackEntry]) -> Iterator[list[PackEntry]]:
-    batch: list[PackEntry] = []
-    count = 0
-    for pack, blobs in packs:
-        if batch and count + len(blobs) > MAX_BLOBS:
-            yield batch
-            batch, count = [], 0
-        batch.append((pack, blobs))
-        count += len(blobs)
-    if batch:
-        yield batch
+def parse_size(text: str) -> int:
+    """``500``, ``20k``, ``3G`` in bytes. Raises ValueError."""
+    number = text.strip().lower().removesuffix("b")
+    unit = number[-1:] if number[-1:] in _UNITS and number[-1:] else ""
+    digits = number.removesuffix(unit)
+    if not digits.isdecimal():
+        raise ValueError(f"{text!r} is not a size; write for example 500M or 2G")
+    return int(digits) * _UNITS[unit]
 
 
-def _delete_packs(repo: Repository, lock: Lock, packs: set[str]) -> None:
-    lock.prove()
-    for pack in sorted(packs):
-        lock.check()
-        repo.backend.delete(Kind.PACK, pack)
+def parse_max_unused(text: str) -> Callable[[int], float] | None:
+    """How much waste may stay, from the bytes that are needed; None: any. As restic: ``5%`` is of the whole afterwards.
+
+    Raises ValueError.
+    """
+    if text == "unlimited":
+        return None
+    if not text.endswith("%"):
+        size = parse_size(text)
+        return lambda _used: float(size)
+    try:
+        share = float(text[:-1]) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ValueError(f"{text!r} is not a share from 0% to below 100%")
+    return lambda used: share / (1 - share) * used
