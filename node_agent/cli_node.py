@@ -10,7 +10,6 @@ import logging
 import platform
 import re
 import signal
-import ssl
 import sys
 import time
 from datetime import UTC, datetime
@@ -19,12 +18,12 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from node_agent.config import NodeConfig, default_state_dir, load
 from node_agent.errors import ConfigError, NotEnrolled, ServerError, ServerNotTrusted, ServerUnreachable
-from node_agent.state import Identity, State
 
 if TYPE_CHECKING:
+    from node_agent.config import NodeConfig
     from node_agent.protocol import Capabilities, EnrolReply
+    from node_agent.state import State
     from node_agent.worker import Worker
 
 log = logging.getLogger("brs.node")
@@ -57,6 +56,9 @@ def _common(parser: argparse.ArgumentParser, handler: object) -> None:
 
 
 def _opened(args: argparse.Namespace) -> tuple[State, NodeConfig]:
+    from node_agent.config import default_state_dir, load  # heavy: it checks by pydantic
+    from node_agent.state import State
+
     folder = (args.state or default_state_dir()).absolute()
     return State(folder), load(args.config, folder)
 
@@ -67,6 +69,7 @@ def _opened(args: argparse.Namespace) -> tuple[State, NodeConfig]:
 def _enroll(args: argparse.Namespace) -> int:
     from node_agent.client import server_url
     from node_agent.node import capabilities
+    from node_agent.state import Identity
 
     state, config = _opened(args)
     labels = _labels(args.label)
@@ -121,6 +124,8 @@ def _redeem(server: str, ca_pem: str | None, code: str, name: str, able: Capabil
 
 def pinned_ca(server: str, code: str) -> str:
     """The server's CA, proven by the fingerprint in the code. Raises ServerNotTrusted, ConfigError."""
+    import ssl
+
     from node_agent.client import fetch_ca
 
     fingerprint = code.rpartition(".")[2].lower()
