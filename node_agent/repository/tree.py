@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +41,7 @@ _TYPES: tuple[tuple[int, str, int], ...] = (  # st_mode's type, restic's name, G
 )
 _SPECIAL = ((stat.S_ISUID, _GO_SETUID), (stat.S_ISGID, _GO_SETGID), (stat.S_ISVTX, _GO_STICKY))
 
+_SIMPLE = re.compile(rb"[ !#-%'-.0-;=?-\[\]-~]+\Z")  # names that need no escape: ASCII without " & / < > and \
 _HTML = re.compile("[<>&\u2028\u2029]")
 
 
@@ -83,6 +85,7 @@ class Node:
         return from_go_mode(self.mode)
 
 
+@lru_cache(maxsize=1024)
 def go_mode(st_mode: int) -> int:
     bits = st_mode & 0o777
     for unix, go in _SPECIAL:
@@ -100,6 +103,7 @@ def from_go_mode(mode: int) -> int:
     return bits | next((unix for unix, _, go in _TYPES if go == kind), 0)
 
 
+@lru_cache(maxsize=1024)
 def node_type(st_mode: int) -> str:
     """restic's name of a file type; empty for one it does not know."""
     return next((name for unix, name, _ in _TYPES if stat.S_IFMT(st_mode) == unix), "")
@@ -148,23 +152,15 @@ def walk(repo: Repository, tree_id: bytes, prefix: bytes = b"") -> Iterator[tupl
 
 
 def _encode_node(node: Node) -> str:
-    if not node.name or node.name in (b".", b"..") or b"/" in node.name or b"\0" in node.name:
-        raise ValueError(f"{node.name!r} cannot be the name of a file")
-    parts = [f'"name":{_string(encode_name(node.name))}', f'"type":"{node.type}"']
-    _add(parts, "mode", node.mode)
-    parts += [
-        f'"mtime":"{format_ns(node.mtime)}"',
-        f'"atime":"{format_ns(node.atime)}"',
-        f'"ctime":"{format_ns(node.ctime)}"',
-        f'"uid":{node.uid}',
-        f'"gid":{node.gid}',
+    mtime = format_ns(node.mtime)
+    atime = mtime if node.atime == node.mtime else format_ns(node.atime)
+    parts = [
+        f'{{"name":{_encode_name(node.name)},"type":"{node.type}"{_field("mode", node.mode)}'
+        f',"mtime":"{mtime}","atime":"{atime}","ctime":"{format_ns(node.ctime)}","uid":{node.uid},"gid":{node.gid}'
+        f"{_text_field('user', node.user)}{_text_field('group', node.group)}"
+        f"{_field('inode', node.inode)}{_field('device_id', node.device_id)}"
+        f"{_field('size', node.size)}{_field('links', node.links)}"
     ]
-    _add(parts, "user", node.user)
-    _add(parts, "group", node.group)
-    _add(parts, "inode", node.inode)
-    _add(parts, "device_id", node.device_id)
-    _add(parts, "size", node.size)
-    _add(parts, "links", node.links)
     if node.linktarget:
         parts += _encode_linktarget(node.linktarget)
     if node.xattrs:
@@ -172,12 +168,14 @@ def _encode_node(node: Node) -> str:
     if node.generic_attributes:
         raw = json.dumps(node.generic_attributes, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
         parts.append(f'"generic_attributes":{_html_safe(raw)}')
-    _add(parts, "device", node.device)
+    if node.device:
+        parts.append(f'"device":{node.device}')
     parts.append(f'"content":{_encode_content(node)}')
     if node.subtree is not None:
         parts.append(f'"subtree":"{node.subtree.hex()}"')
-    _add(parts, "error", node.error)
-    return "{" + ",".join(parts) + "}"
+    if node.error:
+        parts.append(f'"error":{_string(node.error)}')
+    return ",".join(parts) + "}"
 
 
 def _encode_content(node: Node) -> str:
@@ -201,10 +199,27 @@ def _encode_xattr(name: str, value: bytes) -> str:
     return f'{{"name":{_string(name)},"value":{encoded}}}'
 
 
-def _add(parts: list[str], name: str, value: int | str) -> None:
+def _encode_name(name: bytes) -> str:
+    if _SIMPLE.match(name) and name not in (b".", b".."):
+        return f'"{name.decode("ascii")}"'
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise ValueError(f"{name!r} cannot be the name of a file")
+    return _string(encode_name(name))
+
+
+def _field(name: str, value: int) -> str:
     """A field that Go leaves out when it is zero."""
-    if value:
-        parts.append(f'"{name}":{value if isinstance(value, int) else _string(value)}')
+    return f',"{name}":{value}' if value else ""
+
+
+def _text_field(name: str, value: str) -> str:
+    return f',"{name}":{_text(value)}' if value else ""
+
+
+@lru_cache(maxsize=1024)
+def _text(value: str) -> str:
+    """Of names of users and groups, which are few."""
+    return _string(value)
 
 
 def _string(text: str) -> str:
@@ -217,12 +232,14 @@ def _html_safe(text: str) -> str:
 
 def _decode_node(value: dict[str, Any]) -> Node:
     raw_target = value.get("linktarget_raw")
+    mtime, atime = value.get("mtime"), value.get("atime")
+    mtime_ns = parse_ns(mtime) if mtime is not None else 0
     return Node(
         name=decode_name(value["name"]),
         type=value.get("type", ""),
         mode=value.get("mode", 0),
-        mtime=parse_ns(value["mtime"]) if "mtime" in value else 0,
-        atime=parse_ns(value["atime"]) if "atime" in value else 0,
+        mtime=mtime_ns,
+        atime=mtime_ns if atime == mtime else parse_ns(atime) if atime is not None else 0,
         ctime=parse_ns(value["ctime"]) if "ctime" in value else 0,
         uid=value.get("uid", 0),
         gid=value.get("gid", 0),
