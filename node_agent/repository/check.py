@@ -12,14 +12,17 @@ compare its points with the snapshots that are there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from node_agent.errors import BrsError, DamagedError, ObjectMissing, SnapshotNotFound
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.check_packs import PackCheck
+from node_agent.repository.check_choice import ReadChoice, VerifiedPacks
+from node_agent.repository.check_packs import Finding, PackCheck
 from node_agent.repository.index import Index
 from node_agent.repository.polynomial import is_irreducible
 from node_agent.repository.reader import BlobReader
@@ -53,6 +56,15 @@ class CheckReport:
     packs: int = 0
     blobs: int = 0
     read_bytes: int = 0
+    read_packs: int = 0
+    chosen_packs: int | None = None  # that were to be read; more than read_packs if the time ran out
+    never_read_packs: int | None = None  # of the index, as far as this machine remembers; None if that was not asked
+    oldest_proof_s: float | None = None  # how long ago the least recently read pack was found whole
+
+    @property
+    def unread_packs(self) -> int:
+        """Chosen, but the time ran out."""
+        return 0 if self.chosen_packs is None else self.chosen_packs - self.read_packs
 
     @property
     def ok(self) -> bool:
@@ -68,13 +80,25 @@ class CheckReport:
             "packs": self.packs,
             "blobs": self.blobs,
             "read_bytes": self.read_bytes,
+            "read_packs": self.read_packs,
+            "unread_packs": self.unread_packs,
+            "never_read_packs": self.never_read_packs,
+            "oldest_proof_s": self.oldest_proof_s,
         }
 
 
-def check(repo: Repository, *, read_data: bool = False, progress: Progress | None = None) -> CheckReport:
+def check(
+    repo: Repository,
+    *,
+    read_data: bool = False,
+    choice: ReadChoice | None = None,
+    verified: VerifiedPacks | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
     """Under a lock, shared or exclusive; backups may go on meanwhile. Damage is reported, never raised.
 
-    Trusts no cache: the index is read anew.
+    With ``read_data`` every pack is read, or those of ``choice``; ``verified`` remembers which were found whole. Trusts
+    no cache: the index is read anew.
     """
     run = _Check(repo, progress or Progress())
     run.keys_and_config()
@@ -82,7 +106,10 @@ def check(repo: Repository, *, read_data: bool = False, progress: Progress | Non
     names = sorted(info.name for info in repo.backend.list(Kind.SNAPSHOT))  # before the index, which then covers them
     run.index_files()
     try:
-        run.packs(read_data)
+        if choice is None or not read_data:
+            run.packs(read_data, verified)
+        else:
+            run.chosen_packs(choice, verified or VerifiedPacks(None))
         run.snapshots(names)
         run.name_victims()
     finally:
@@ -127,17 +154,70 @@ class _Check:
         self.index.refresh(on_damaged=lambda error: self._error("index", _named(error), error.message))
         self.report.blobs = self.index.blob_count()
 
-    def packs(self, read_data: bool) -> None:
+    def packs(self, read_data: bool, verified: VerifiedPacks | None = None) -> None:
         """Every pack of the index against the store; then what the store holds beyond that."""
         stored = {info.name: info.size for info in self.repo.backend.list(Kind.PACK)}
+        packs = self._against_index(stored, read_data)
+        if read_data:
+            self.report.read_packs = len(packs.named)
+        if read_data and verified is not None:
+            hurt = {problem.name for problem in self.report.errors}
+            for pack in packs.named - hurt:
+                verified.note(pack, time.time())
+            verified.keep_only(stored)
+
+    def chosen_packs(self, choice: ReadChoice, verified: VerifiedPacks) -> None:
+        """As packs; then some are read, and what was found is remembered."""
+        stored = {info.name: info.size for info in self.repo.backend.list(Kind.PACK)}
+        packs = self._against_index(stored, read_data=False)
+        indexed = {pack: size for pack, size in stored.items() if pack in packs.named}
+        verified.keep_only(stored)
+        hurt = self._read_chosen(packs, choice, indexed, verified)
+        if hurt:
+            for pack, blobs in self.index.packs():
+                if pack in hurt:
+                    self._take(packs.judge(pack, blobs, stored[pack]))
+        times = dict(verified.times())
+        self.report.read_bytes = packs.read_bytes
+        self.report.never_read_packs = sum(1 for pack in indexed if pack not in times)
+        self.report.oldest_proof_s = time.time() - min(times.values()) if times else None
+
+    def _read_chosen(
+        self, packs: PackCheck, choice: ReadChoice, indexed: dict[str, int], verified: VerifiedPacks
+    ) -> set[str]:
+        """Returns the packs that were not found whole."""
+        order = choice.order(indexed, verified, time.time())
+        total = sum(indexed[pack] for pack in order)
+        self.progress.set(phase="check data", total_bytes=total, done_bytes=0)
+        deadline = choice.deadline()
+        wanted = (
+            (pack, indexed[pack])
+            for pack in takewhile(lambda _: deadline is None or time.monotonic() < deadline, order)
+        )
+        hurt: set[str] = set()
+        for pack, whole in packs.read(wanted):
+            self.report.read_packs += 1
+            if whole:
+                verified.note(pack, time.time())
+            else:
+                verified.forget(pack)
+                hurt.add(pack)
+        self.report.chosen_packs = len(order)
+        return hurt
+
+    def _against_index(self, stored: dict[str, int], read_data: bool) -> PackCheck:
         packs = PackCheck(self.repo.files, self.progress, read_data)
         self.progress.set(phase="check packs", total_bytes=sum(stored.values()) if read_data else 0, done_bytes=0)
-        for finding in packs.run(self.index.packs(), stored):
+        self._take(packs.run(self.index.packs(), stored))
+        self.report.packs, self.report.read_bytes = packs.seen, packs.read_bytes
+        self.report.notes += packs.notes
+        return packs
+
+    def _take(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
             lost = frozenset((blob.kind, blob.id) for blob in finding.lost)
             self._bad_places.update((finding.pack, *key) for key in lost)
             self._error("pack", finding.pack, finding.message, lost)
-        self.report.packs, self.report.read_bytes = packs.seen, packs.read_bytes
-        self.report.notes += packs.notes
 
     def snapshots(self, names: list[str]) -> None:
         self.progress.set(phase="check snapshots", total_files=len(names))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from node_agent.errors import BrsError, DamagedError, ObjectMissing
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.pack import PackedBlob, open_blob, pack_size, read_header
+from node_agent.repository.pack import PackedBlob, header_of, open_blob, pack_size, read_header
 from node_agent.repository.sealed import SealedFiles
 
 _WORKERS = 2
@@ -36,6 +36,7 @@ class PackCheck:
     seen: int = 0
     read_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)  # packs of the index
 
     def run(self, indexed: Iterator[tuple[str, list[PackedBlob]]], stored: Mapping[str, int]) -> Iterator[Finding]:
         """``stored`` holds the packs that the store lists, with their sizes."""
@@ -50,8 +51,44 @@ class PackCheck:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
-        self.seen = len(named)
+        self.seen, self.named = len(named), named
         self._note_orphans({name: size for name, size in stored.items() if name not in named})
+
+    def read(self, packs: Iterable[tuple[str, int]]) -> Iterator[tuple[str, bool]]:
+        """Read packs (name, size) wholly, without the index: each with whether all in it is what its header says.
+
+        Ends early, without an error, when the caller stops asking.
+        """
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="check") as pool:
+            pending: deque[tuple[str, Future[bool]]] = deque()
+            for pack, size in packs:
+                self.progress.check()
+                pending.append((pack, pool.submit(self._is_whole, pack, size)))
+                if len(pending) >= _AHEAD:
+                    name, future = pending.popleft()
+                    yield name, future.result()
+            for name, future in pending:
+                yield name, future.result()
+
+    def judge(self, pack: str, blobs: list[PackedBlob], size: int) -> list[Finding]:
+        """What is wrong with one pack, read as a whole."""
+        self.read_data = True
+        return self._check(pack, blobs, size)
+
+    def _is_whole(self, pack: str, size: int) -> bool:
+        if size > _MAX_READ:
+            return False
+        try:
+            content = memoryview(self.files.backend.get(Kind.PACK, pack))
+            self._count(content)
+            blobs = header_of(self.files.key, pack, content)
+            return not self._open_all(pack, blobs, content) and hashlib.sha256(content).hexdigest() == pack
+        except (DamagedError, ObjectMissing):
+            return False
+
+    def _count(self, content: memoryview) -> None:
+        self.read_bytes += len(content)
+        self.progress.add(done_bytes=len(content), read_bytes=len(content))
 
     def _check(self, pack: str, blobs: list[PackedBlob], size: int | None) -> list[Finding]:
         if size is None:
@@ -84,8 +121,7 @@ class PackCheck:
         if size > _MAX_READ:
             return [Finding(pack, f"pack {pack} is damaged: it has {size} bytes.", blobs)]
         content = memoryview(self.files.backend.get(Kind.PACK, pack))
-        self.read_bytes += len(content)
-        self.progress.add(done_bytes=len(content), read_bytes=len(content))
+        self._count(content)
         findings = [] if self.progress.stopping else self._open_all(pack, blobs, content)
         if hashlib.sha256(content).hexdigest() != pack and not findings:
             findings.append(Finding(pack, f"pack {pack} is damaged: its name is not the SHA-256 of its content."))

@@ -135,19 +135,36 @@ def read_header(backend: Backend, key: Key, name: str, size: int) -> list[Packed
     """The blobs that a stored pack says it holds. Raises DamagedError (naming the pack), ObjectMissing."""
     eager = min(size, _EAGER)
     tail = backend.get(Kind.PACK, name, size - eager, eager)
-    if len(tail) != eager or eager <= _FIXED:
+    if len(tail) != eager:
         raise DamagedError(f"pack {name} is damaged: it is cut off.")
-    sealed_length = _LENGTH.unpack(tail[-_LENGTH.size :])[0]
-    if not OVERHEAD < sealed_length <= min(MAX_HEADER, size - _LENGTH.size):
-        raise DamagedError(f"pack {name} is damaged: its header's length {sealed_length} is impossible.")
-    whole = sealed_length + _LENGTH.size
+    whole = _header_size(name, tail, size)
     if whole > eager:
         tail = backend.get(Kind.PACK, name, size - whole, whole)
+    return _open_header(key, name, tail[len(tail) - whole :], size)
+
+
+def header_of(key: Key, name: str, content: memoryview) -> list[PackedBlob]:
+    """As read_header, of a pack that is in memory as a whole. Raises DamagedError."""
+    whole = _header_size(name, content, len(content))
+    return _open_header(key, name, content[len(content) - whole :], len(content))
+
+
+def _header_size(name: str, tail: Buffer, size: int) -> int:
+    """Of the header with its length, from a pack's last bytes."""
+    if len(tail) <= _FIXED:
+        raise DamagedError(f"pack {name} is damaged: it is cut off.")
+    sealed_length: int = _LENGTH.unpack(tail[-_LENGTH.size :])[0]
+    if not OVERHEAD < sealed_length <= min(MAX_HEADER, size - _LENGTH.size):
+        raise DamagedError(f"pack {name} is damaged: its header's length {sealed_length} is impossible.")
+    return sealed_length + _LENGTH.size
+
+
+def _open_header(key: Key, name: str, header: Buffer, size: int) -> list[PackedBlob]:
     try:
-        blobs = decode_header(key.open(tail[len(tail) - whole : -_LENGTH.size]))
+        blobs = decode_header(key.open(header[: -_LENGTH.size]))
     except (Unauthenticated, ValueError) as error:
         raise DamagedError(f"pack {name} is damaged: its header cannot be read ({error}).") from error
-    if sum(blob.length for blob in blobs) + whole != size:
+    if sum(blob.length for blob in blobs) + len(header) != size:
         raise DamagedError(f"pack {name} is damaged: its size does not match its header.")
     return blobs
 
