@@ -151,6 +151,23 @@ def test_repeated_log_lines_are_kept_once(alpha):
     ]
 
 
+@pytest.mark.parametrize("phase", ["first word", "later word"])
+def test_lines_of_the_log_are_written_behind_the_tasks_lock(alpha, django_assert_max_num_queries, phase):
+    """A repeated line waits for the transaction that wrote it first. Written before the task was locked, two reports
+    with the same line (progress and complete) ended in a deadlock on PostgreSQL."""
+    add_backup(alpha)
+    handed = take(alpha.node)
+    if phase == "later word":
+        lease.progress(alpha.node, handed.task_id, working(handed.token), timezone.now())
+    lines = [LogEntry(seq=1, message="Half of it.")]
+    with django_assert_max_num_queries(50) as said:
+        lease.progress(alpha.node, handed.task_id, working(handed.token, log=lines), timezone.now())
+    writes = [query["sql"] for query in said.captured_queries if query["sql"].startswith(("UPDATE", "INSERT"))]
+    task = next(place for place, sql in enumerate(writes) if sql.startswith('UPDATE "jobs_task"'))
+    line = next(place for place, sql in enumerate(writes) if sql.startswith("INSERT") and '"jobs_logline"' in sql)
+    assert task < line
+
+
 def test_frequent_progress_is_not_stored_each_time_and_says_truly_how_long_the_lease_lasts(alpha):
     add_backup(alpha)
     start = timezone.now()

@@ -149,12 +149,13 @@ def _worth_storing(task: Task, report: ProgressReport, now: datetime) -> bool:
 
 
 def _store_progress(node: Node, task: Task, report: ProgressReport, now: datetime) -> None:
-    """Updates ``task``, too."""
+    """Updates ``task``, too. Task before log: a repeated line waits for the transaction that wrote it first, and two
+    reports that held the one and waited for the other would be a deadlock."""
     facts = {"phase": report.phase[:20], "progress": _figures(report), "progress_at": now}
     facts["lease_expires_at"] = now + moves.ttl()
-    moves.keep_log(task, report.log, now)
     if task.state == State.RUNNING:
         moves.move(task, **facts)
+        moves.keep_log(task, report.log, now)  # behind the task's lock, as everywhere
         if report.log:
             publish.job_changed(task.job_id, task.job.tenant_id)
         return
@@ -164,6 +165,7 @@ def _store_progress(node: Node, task: Task, report: ProgressReport, now: datetim
         resume(job, current, report.token, now)
     _must_be_held(current)
     moves.move(current, state=State.RUNNING, started_at=current.started_at or now, **facts)
+    moves.keep_log(current, report.log, now)
     moves.settle(job, now)
     task.lease_expires_at = current.lease_expires_at
 

@@ -1,6 +1,7 @@
 """The writes beneath every verb of the lease: lock, move, derive the job's state, tell.
 
-Lock order: node → gate → job → task, each FOR NO KEY UPDATE (rows that point to them may be inserted meanwhile).
+Lock order: node → gate → job → task → lines of its log; the first four FOR NO KEY UPDATE (rows that point to them
+may be inserted meanwhile).
 Every move of a task is a one-row UPDATE whose WHERE names the state and the token it was decided upon.
 """
 
