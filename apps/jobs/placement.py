@@ -4,13 +4,14 @@ Reads only. ``jobs.lease`` asks again under its locks before it hands a task out
 
 A task may start when its time has come, the step before it is done, its repository has been made, its node
 is fit (kind, labels, tenant, reach of the destination, clock, version, not paused, a free slot), and nobody
-holds its gate: tasks that ``shares`` a gate run together, one that ``excludes`` it runs alone.
+holds its gate: tasks that ``shares`` a gate run together, one that ``excludes`` it runs alone. So that those who
+share cannot keep one out for ever who must be alone, newcomers let him pass after a while (``_let_pass``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import connection
 from django.db.models import Exists, OuterRef, Q, QuerySet
@@ -26,6 +27,8 @@ from node_agent.protocol import LEASE_CLASS, LeaseClass, TaskKind
 GOOD = (State.SUCCEEDED, State.PARTIAL)
 EXCLUSIVE = [kind.value for kind, lease in LEASE_CLASS.items() if lease is LeaseClass.EXCLUSIVE]
 
+GATE_PATIENCE = timedelta(hours=1)  # a task that must be alone waits this long for a gate to become free by itself …
+GATE_TURN = timedelta(hours=3)  # … and then newcomers wait for it, but shorter than a backup's usual start window
 LOOK_AT = 200  # candidates; whoever loses that many races looks again at its next poll
 NEED_NO_REPOSITORY = (TaskKind.INIT.value, TaskKind.PROBE.value)
 
@@ -51,7 +54,12 @@ def candidates(node: Node, now: datetime) -> Iterator[Task]:
     found = startable(node, now).order_by("-priority", "available_at", "job__created_at", "ordinal")
     if connection.vendor == "postgresql":
         found = found.filter(requires__contained_by=sorted(labels))[:LOOK_AT]
-    keys = [pk for pk, requires in found.values_list("pk", "requires") if labels.issuperset(requires)]
+    turns = _let_pass(now)
+    keys = [
+        pk
+        for pk, requires, shares, since in found.values_list("pk", "requires", "shares", "available_at")
+        if labels.issuperset(requires) and not (shares in turns and since > turns[shares])
+    ]
     for pk in keys:
         if (task := Task.objects.select_related("job", "repository").filter(pk=pk).first()) is not None:
             yield task
@@ -81,6 +89,30 @@ def gate_is_busy() -> Exists:
     )
 
 
+def _let_pass(now: datetime) -> dict[str, datetime]:
+    """Gates whose turn it is for a task that must be alone, and since when it waits: who came later and would share
+    the gate does not start. Only for tasks that a node could begin now, and not for ever: a run of many hours that
+    is inside already must not make all others miss their start windows."""
+    turns: dict[str, datetime] = {}
+    waiting = _ripe(now).exclude(excludes="").filter(available_at__lte=now - GATE_PATIENCE)
+    for task in waiting.select_related("job", "repository__destination", "after").order_by("available_at")[:LOOK_AT]:
+        is_turn = (now - task.available_at) % (GATE_PATIENCE + GATE_TURN) >= GATE_PATIENCE
+        if is_turn and task.excludes not in turns and _somebody_could(task, now):
+            turns[task.excludes] = task.available_at
+    return turns
+
+
+def _somebody_could(task: Task, now: datetime) -> bool:
+    nodes = task.repository.destination.nodes.all() if task.repository is not None else Node.objects.all()
+    seen = nodes.filter(
+        Q(tenant=None) | Q(tenant=task.job.tenant_id), last_seen_at__gte=now - presence.OFFLINE_AFTER, paused=False
+    )
+    return any(
+        not _unfit(task, node, now) and _same_node(task, node) and presence.labels(node).issuperset(task.requires)
+        for node in seen
+    )
+
+
 def _ripe(now: datetime) -> QuerySet[Task]:
     ready = Q(repository=None) | Q(kind__in=NEED_NO_REPOSITORY) | ~Q(repository__state=RepositoryState.NEW)
     return Task.objects.filter(
@@ -99,7 +131,7 @@ def why_waiting(task: Task, now: datetime) -> str:
     """One sentence for the operator; "" when the task does not wait."""
     if task.state != State.QUEUED:
         return ""
-    return _own_reason(task, now) or _gate_reason(task) or _node_reason(task, now) or _("Starts in a moment.")
+    return _own_reason(task, now) or _gate_reason(task, now) or _node_reason(task, now) or _("Starts in a moment.")
 
 
 def _own_reason(task: Task, now: datetime) -> str:
@@ -118,13 +150,18 @@ def _own_reason(task: Task, now: datetime) -> str:
     return ""
 
 
-def _gate_reason(task: Task) -> str:
+def _gate_reason(task: Task, now: datetime) -> str:
     if not task.shares and not task.excludes:
         return ""
     alone = Q(excludes__in=[gate for gate in (task.shares, task.excludes) if gate])
     together = Q(shares=task.excludes) if task.excludes else Q(pk__in=[])
     holder = Task.objects.filter(alone | together, state__in=ACTIVE).select_related("job").first()
-    return _("Waits until “%(job)s” is finished.") % {"job": holder.job.title} if holder is not None else ""
+    if holder is not None:
+        return _("Waits until “%(job)s” is finished.") % {"job": holder.job.title}
+    since = _let_pass(now).get(task.shares) if task.shares else None
+    if since is not None and task.available_at > since:
+        return _("Lets a job pass that has waited long to have the repository for itself.")
+    return ""
 
 
 def _node_reason(task: Task, now: datetime) -> str:

@@ -11,7 +11,7 @@ from apps.inventory.models import Node, Repository, RepositoryState
 from apps.jobs import lease, placement
 from apps.jobs.models import Job, Task
 from node_agent.protocol import API_VERSION, TaskKind
-from tests.apps.leasing import add, add_backup, ask, failing, make_job, make_task, take
+from tests.apps.leasing import add, add_backup, ask, done, failing, forgotten, make_job, make_task, take
 from tests.world import make_node
 
 pytestmark = pytest.mark.django_db
@@ -171,6 +171,66 @@ def test_a_closed_gate_names_the_job_that_holds_it(alpha):
     lease.add(make_job(alpha, title="Expire old points"), [forget])
     ask(alpha.node)
     assert why(add_backup(alpha)) == "Waits until “Expire old points” is finished."
+
+
+# --- a gate is not held for ever by those who share it -------------------------------------------------------
+
+
+@pytest.fixture
+def turn() -> timedelta:
+    return placement.GATE_PATIENCE + timedelta(minutes=1)
+
+
+def test_newcomers_let_a_task_pass_that_has_waited_long_to_be_alone(alpha, turn):
+    change(alpha.node, slots=4)
+    add_backup(alpha)
+    first = take(alpha.node)
+    removal = add(alpha, TaskKind.FORGET, available_at=timezone.now() - turn)
+    newcomer = add_backup(alpha)
+    assert ask(alpha.node).tasks == []
+    assert "waited long" in why(newcomer)
+
+    lease.complete(alpha.node, first.task_id, done(first.token), timezone.now())
+    (handed,) = ask(alpha.node).tasks
+    assert handed.task_id == removal.pk
+    lease.complete(alpha.node, handed.task_id, forgotten(handed.token), timezone.now())
+    assert [task.task_id for task in ask(alpha.node).tasks] == [newcomer.pk]
+
+
+def test_who_came_before_it_does_not_wait_for_it(alpha, turn):
+    change(alpha.node, slots=4)
+    add_backup(alpha)
+    take(alpha.node)
+    add(alpha, TaskKind.FORGET, available_at=timezone.now() - turn)
+    earlier = add_backup(alpha, available_at=timezone.now() - 2 * turn)
+    assert [task.task_id for task in ask(alpha.node).tasks] == [earlier.pk]
+
+
+@pytest.mark.parametrize(
+    "waited",
+    [timedelta(minutes=5), placement.GATE_PATIENCE + placement.GATE_TURN + timedelta(minutes=5)],
+    ids=["not-long-yet", "its-turn-is-over"],
+)
+def test_newcomers_start_as_long_as_it_is_not_its_turn(alpha, waited):
+    """A run of ten hours that is inside must not hold up all others for ten hours."""
+    change(alpha.node, slots=4)
+    add_backup(alpha)
+    take(alpha.node)
+    add(alpha, TaskKind.FORGET, available_at=timezone.now() - waited)
+    newcomer = add_backup(alpha)
+    assert [task.task_id for task in ask(alpha.node).tasks] == [newcomer.pk]
+
+
+@pytest.mark.parametrize("reason", [{"clock_offset_s": 3600}, {"kinds": ["backup"]}], ids=["clock", "kind"])
+def test_nobody_waits_for_a_task_that_no_node_could_begin(alpha, turn, reason):
+    change(alpha.node, slots=4)
+    add_backup(alpha)
+    take(alpha.node)
+    add(alpha, TaskKind.FORGET, available_at=timezone.now() - turn)
+    newcomer = add_backup(alpha)
+    change(alpha.node, **reason)
+    said = {"node_time": timezone.now() + timedelta(seconds=reason.get("clock_offset_s", 0))}
+    assert [task.task_id for task in ask(alpha.node, **said).tasks] == [newcomer.pk]
 
 
 def test_a_retry_says_when_and_what_went_wrong(alpha):
