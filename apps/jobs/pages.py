@@ -179,6 +179,7 @@ class Wizard:
             copy=copy,
             listing=listing,
             reading=self._reading(mine),
+            choosing=bool(mine.chosen or "choose" in request.GET),
             may_download=access.can(request.user, Right.DOWNLOAD, mine.workload),
         )
 
@@ -209,7 +210,7 @@ class Wizard:
         mine = self._draft(request, draft)
         if request.method == "POST" and mine.point is not None:
             requests.browse(request.user, mine.point)
-        return self._to("files", mine)
+        return HttpResponseRedirect(f"{self._step_url('files', mine)}?choose")
 
     def download_one(self, request: HttpRequest, draft: UUID) -> HttpResponse:
         mine = self._draft(request, draft)

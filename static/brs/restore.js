@@ -52,6 +52,7 @@
         const field = document.createElement("input");
         field.type = "hidden"; field.name = "chosen"; field.value = path;
         const off = document.createElement("button");
+        off.setAttribute("aria-label", `${form.dataset.removeWords} ${path}`);
         off.type = "button"; off.className = "brs-button brs-slim"; off.textContent = "×";
         off.addEventListener("click", () => { chosen.delete(path); draw(); tick(); });
         row.append(name, field, off);
@@ -118,5 +119,12 @@
     if (folders.length === 1) folders[0].click(); /* the way to the only folder is no choice */
   };
   start();
-  document.addEventListener("brs:fresh", start);
+  /* The list has come: from now on nothing may replace the tree under somebody who chooses in it. */
+  document.addEventListener("brs:fresh", (event) => {
+    if (event.target.querySelector("[data-results]")) {
+      event.target.removeAttribute("data-live");
+      event.target.removeAttribute("data-watch");
+    }
+    start();
+  });
 })();

@@ -1,23 +1,25 @@
-"""From an empty server to restored files, in a real browser, with a real node that the guide enrols.
+"""From an empty ``make run`` to restored files and disks, in a real browser.
 
-The tests of this file are one story and run in their order; each begins where the one before ended.
+The tests of this file are one story and run in their order; each begins where the one before ended. Nothing in it is
+staged: server and node are started as ``make run`` starts them, the login is what it prints, the data is real.
 """
 
 from __future__ import annotations
 
 import random
-import shlex
+import re
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
-from brs.local import ROOT, Local, free_port
+from brs import demo_image
+from brs.local import ROOT, free_port
 from tests.e2e.browser import CHROMIUM, Sight, sight
+from tests.e2e.make_run import COMMAND, MakeRun
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,41 +30,48 @@ pytestmark = [
 PATIENCE_MS = 60_000
 HOSTILE = "<img src=x onerror=alert(1)>.txt"
 WANTED = "report.txt"
-BULK_FILES, BULK_BYTES = 60, 20_000_000  # of chance, written in hexadecimal: some seconds of work for a node
+LETTERS = 400
+PHOTOS, PHOTO_BYTES = 40, 4 << 20  # of chance, so that all of it is written …
+BANDWIDTH_MIB_S = 10  # … at a pace at which one can watch it: some 15 seconds
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("documents")
+def place() -> Iterator[Path]:
+    """A short path, since it is on every picture."""
+    folder = Path(tempfile.mkdtemp(prefix="brs-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def site(place: Path) -> Iterator[MakeRun]:
+    made = MakeRun(data=place / "var", port=free_port(None), home=place)
+    made.data.mkdir()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop_all()
+
+
+@pytest.fixture(scope="module")
+def source(site: MakeRun) -> Path:
+    """Below the data folder, which the local node may read."""
+    folder = site.data / "documents"
+    (folder / "letters").mkdir(parents=True)
+    (folder / "empty").mkdir()
     (folder / HOSTILE).write_text("harmless")
     (folder / WANTED).write_text("the report\n" * 2000)
-    (folder / "empty").mkdir()
+    words = (ROOT / "LICENSE").read_text().split()
     chance = random.Random(7)
-    bulk = folder / "bulk"
-    bulk.mkdir()
-    for number in range(BULK_FILES):
-        (bulk / f"part-{number:02}.txt").write_text(chance.randbytes(BULK_BYTES).hex())
-    yield folder
-    shutil.rmtree(folder)  # gigabytes that pytest would keep
+    for number in range(LETTERS):
+        (folder / "letters" / f"letter-{number:03}.txt").write_text(" ".join(chance.choices(words, k=4000)))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[Local]:
-    site = Local(data=tmp_path_factory.mktemp("site"), port=free_port(None), read=[str(source)])
-    try:
-        site.start_server()
-        yield site
-    finally:
-        site.stop()
-        shutil.rmtree(site.backups, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def seen(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sight]:
-    password = local.data / "password"
-    password.write_text("correct horse battery")
-    local.manage("ensure_admin", "--username", "admin", "--password-file", str(password))
-    with sight(local.url, tmp_path_factory.mktemp("shots")) as found:
+def seen(site: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sight]:
+    with sight(site.url, tmp_path_factory.mktemp("shots")) as found:
         found.page.set_default_timeout(PATIENCE_MS)
         expect.set_options(timeout=PATIENCE_MS)
         yield found
@@ -79,50 +88,40 @@ def in_order(request: pytest.FixtureRequest) -> Iterator[None]:
     session.brs_story_failed = session.testsfailed > failed  # type: ignore[attr-defined]
 
 
-def test_the_login_page_lets_the_administrator_in(seen: Sight):
+def badge(seen: Sight, word: str) -> Locator:
+    return seen.page.locator("#job .brs-head .brs-badge", has_text=word)
+
+
+def complete(seen: Sight) -> None:
+    expect(badge(seen, "Complete")).to_be_visible()
+
+
+def test_the_story_is_told_of_what_make_run_starts(site: MakeRun):
+    recipe = re.search(r"^run:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    assert f"python {COMMAND}" in recipe[1]
+    assert f"https://localhost:{site.port}/" in site.said
+    assert site.password
+
+
+def test_the_login_that_make_run_prints_opens_the_first_run_guide(seen: Sight, site: MakeRun):
     seen.go("/admin/")
     seen.look("login")
     seen.page.fill("#id_username", "admin")
-    seen.page.fill("#id_password", "correct horse battery")
+    seen.page.fill("#id_password", site.password)
     seen.page.click("button[type=submit]")
     expect(seen.page.get_by_text("Three steps to your first backup")).to_be_visible()
+    step = seen.page.locator('[data-step="node"].brs-done')
+    expect(step.get_by_text("local", exact=True)).to_be_visible()  # make run enrols its own node
     seen.look("first-run")
 
 
-def test_the_guide_enrols_a_node_and_ticks_it_without_a_reload(seen: Sight, local: Local):
-    page = seen.page
-    page.evaluate("window.sameVisit = true")
-    page.click('[data-step="node"] a')
-    page.click("dialog button[type=submit]")
-    command = page.locator("#enrol-command").inner_text()
-    seen.look("first-run-enrol")
-    enrol_as_told(local, command)
-    expect(page.locator("#enrol-state [data-enrolled]")).to_be_visible()
-    seen.look("first-run-enrolled")
-    local.node = local._spawn("node", ["-m", "node_agent", "run", "--state", str(local.node_state)])
-    page.click("dialog a.brs-button:has-text('Done')")
-    expect(page.locator('[data-step="node"].brs-done')).to_be_visible()
-
-
-def enrol_as_told(local: Local, command: str) -> None:
-    """What the page says to paste, on a machine whose node may touch only the story's folders."""
-    for folder in (local.backups, local.restored, local.node_state):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = local.node_state / "node.toml"
-    config.write_text(local._node_toml())
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "node_agent"]
-    words = [sys.executable, *words[1:], "--state", str(local.node_state), "--config", str(config)]
-    done = subprocess.run(words, cwd=ROOT, env=local.env(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_guide_adds_a_destination(seen: Sight, local: Local):
+def test_the_guide_adds_a_destination(seen: Sight, site: MakeRun):
     page = seen.page
     page.click('[data-step="destination"] a')
-    expect(page.locator("#id_path")).to_have_value(str(local.backups))
-    seen.look("first-run-destination")
+    expect(page.locator("#id_path")).to_have_value(str(site.backups))
     page.fill("#id_name", "Second disk")
+    seen.look("first-run-destination")
     page.click("button[name=_save]")
     expect(page.locator('[data-step="destination"].brs-done')).to_be_visible()
 
@@ -135,14 +134,176 @@ def test_the_guide_protects_something_and_its_backup_runs_before_ones_eyes(seen:
     seen.look("first-run-protect")
     page.click("button[type=submit]:has-text('Protect')")
     expect(page.locator("#job")).to_be_visible()
-    page.evaluate(WATCH_BARS)
-    expect(page.locator("#job .brs-head .brs-badge", has_text="Running")).to_be_visible()
-    page.wait_for_function("window.bars && window.bars.size >= 1")
-    seen.look("job-running", widths=(1440,))
-    expect(page.locator("#job .brs-head .brs-badge", has_text="Complete")).to_be_visible()
-    assert page.evaluate("window.bars.size") >= 2, "the bar moved without a reload"
+    page.evaluate("window.sameVisit = true")
+    complete(seen)
+    assert page.evaluate("window.sameVisit"), "it ended without a reload"
     assert page.locator("#job-log div").count() > 0
     seen.look("job-complete")
+
+
+def test_the_overview_says_that_it_is_protected(seen: Sight):
+    seen.go("/admin/")
+    expect(seen.page.locator(".brs-ring text").first).to_have_text("1")
+    expect(seen.page.get_by_text("Recovery kit of")).to_be_visible()
+    seen.look("overview-first")
+
+
+# --- a second node ----------------------------------------------------------------------------------
+
+
+def test_the_command_of_the_nodes_page_enrols_a_second_node(seen: Sight, site: MakeRun):
+    page = seen.page
+    seen.go("/admin/inventory/node/")
+    page.click("a.addlink >> visible=true")
+    page.fill("dialog [name=node_name]", "web-1")
+    seen.look("enrol")
+    page.click("dialog button[type=submit]")
+    command = page.locator("#enrol-command").inner_text()
+    start = page.locator("#run-command").inner_text()
+    assert "web-1" in site.paste(command)
+    expect(page.locator("#enrol-state [data-enrolled]")).to_be_visible()
+    seen.look("enrolled")
+    site.start_other_node(start)
+    page.click("dialog a.brs-button:has-text('Done')")
+    row = page.locator("#result_list tr", has_text="web-1")
+    expect(row.locator(".brs-badge", has_text="Online")).to_be_visible()
+
+
+def test_a_node_is_paused_labelled_and_resumed(seen: Sight):
+    page = seen.page
+    page.click("#result_list a:has-text('web-1')")
+    page.click("a:has-text('Pause')")
+    page.click("dialog[open] button[type=submit]")
+    expect(page.locator(".brs-head .brs-badge", has_text="Paused")).to_be_visible()
+    page.click("#settings summary")
+    page.fill("[name=labels]", "zone:a, rack:7")
+    seen.look("node")
+    page.click("button[name=_save]")
+    page.click("#result_list a:has-text('web-1')")
+    expect(page.get_by_text("rack:7")).to_be_visible()
+    page.click("a:has-text('Resume')")
+    page.click("dialog[open] button[type=submit]")
+    expect(page.locator(".brs-head .brs-badge", has_text="Online")).to_be_visible()
+
+
+# --- a disk image -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disk(site: MakeRun, source: Path) -> Path:
+    folder = site.data / "machines"
+    folder.mkdir()
+    return demo_image.build(folder, source).rename(folder / "web-server.raw")
+
+
+def protect(seen: Sight, kind: str, path: Path, name: str, policy: str) -> None:
+    page = seen.page
+    seen.go("/admin/protect/")
+    page.check(f"input[name=kind][value={kind}]")
+    page.select_option("[name=node]", label="local")
+    page.fill("[name=paths]", str(path))
+    page.fill("[name=name]", name)
+    page.select_option("[name=policy]", label=policy)
+    page.click("button[type=submit]:has-text('Protect')")
+    complete(seen)
+
+
+def wizard(seen: Sight, workload: str) -> None:
+    """What and which point: the newest good one, as it is proposed."""
+    seen.go("/admin/restore/")
+    seen.page.click(f"tr:has-text('{workload}') a:has-text('Choose')")
+    expect(seen.page.locator("input[name=point]:checked")).to_have_count(1)
+    seen.page.click("button:has-text('Next')")
+
+
+def test_a_disk_image_is_restored_to_a_file_of_ones_choice(seen: Sight, site: MakeRun, disk: Path):
+    page = seen.page
+    protect(seen, "image", disk, "Web server", "Daily to Second disk")
+    wizard(seen, "Web server")
+    page.click("button:has-text('Next')")
+    target = site.restored / "web-server-again.raw"
+    page.fill("[name=path]", str(target))
+    seen.look("restore-wizard-image")
+    page.click("button:has-text('Next')")
+    expect(page.get_by_text(str(target))).to_be_visible()
+    page.click("button:has-text('Restore')")
+    complete(seen)
+    seen.look("restore-image-result")
+    assert target.read_bytes() == disk.read_bytes()
+    assert target.stat().st_blocks * 512 < disk.stat().st_size, "holes stay holes"
+
+
+# --- a policy that keeps no list of files -----------------------------------------------------------
+
+
+def test_the_list_of_files_is_read_by_a_node_when_the_server_keeps_none(seen: Sight, site: MakeRun, source: Path):
+    page = seen.page
+    seen.go("/admin/policies/policy/add/")
+    page.fill("[name=name]", "Private")
+    page.select_option("[name=destination]", label="Second disk")
+    page.locator("[name=list_files]").uncheck(force=True)
+    page.click("button[name=_save]")
+    diary = site.data / "diary"
+    diary.mkdir()
+    (diary / "monday.txt").write_text("rain")
+    (diary / "tuesday.txt").write_text("sun")
+    protect(seen, "files", diary, "Diary", "Private")
+    wizard(seen, "Diary")
+    page.check("input[name=what][value=chosen]")
+    expect(page.get_by_text("The server keeps no list of the files")).to_be_visible()
+    seen.look("restore-wizard-no-list")
+    page.click("button:has-text('Read the list')")
+    open_folder(seen, diary)  # it appears by itself
+    page.check(f'input[data-path="{diary}/tuesday.txt"]')
+    page.click("button:has-text('Next')")
+    page.fill("[name=path]", str(site.restored / "diary"))
+    page.click("button:has-text('Next')")
+    page.click("button:has-text('Restore')")
+    complete(seen)
+    found = [one for one in (site.restored / "diary").rglob("*") if one.is_file()]
+    assert [one.read_text() for one in found] == ["sun"]
+
+
+# --- a running job ----------------------------------------------------------------------------------
+
+
+def test_back_up_now_runs_at_the_policys_pace_and_moves_by_itself(seen: Sight, source: Path):
+    page = seen.page
+    hold_to_a_pace(seen)
+    photos = source / "photos"
+    photos.mkdir()
+    chance = random.Random(8)
+    for number in range(PHOTOS):
+        (photos / f"photo-{number:02}.jpg").write_bytes(chance.randbytes(PHOTO_BYTES))
+    seen.go("/admin/inventory/workload/")
+    page.click("#result_list a:has-text('Documents')")
+    page.click("a:has-text('Back up now')")
+    expect(page.locator("dialog[open]")).to_be_visible()
+    seen.look("back-up-now")
+    page.click("dialog[open] button[type=submit]")
+    expect(page.locator("#job")).to_be_visible()
+    job = page.url
+    page.evaluate(WATCH_BARS)
+    expect(badge(seen, "Running")).to_be_visible()
+    page.wait_for_function("window.bars && window.bars.size >= 2")
+    seen.look("job-running")
+    assert page.evaluate("window.bars.size") >= 2, "the bar moved without a reload"
+    seen.go("/admin/")
+    expect(page.locator("li[data-job]")).to_be_visible()
+    seen.look("overview")
+    page.goto(job)
+    complete(seen)
+    page.click("#job a:has-text('Documents') >> nth=0")
+    expect(page.locator(".brs-line .brs-dot")).to_have_count(2)
+    seen.look("workload")
+
+
+def hold_to_a_pace(seen: Sight) -> None:
+    seen.go("/admin/policies/policy/")
+    seen.page.click("#result_list a:has-text('Daily to Second disk')")
+    seen.page.fill("[name=bandwidth_mib_s]", str(BANDWIDTH_MIB_S))
+    seen.page.click("button[name=_save]")
+    expect(seen.page.locator("#result_list")).to_be_visible()
 
 
 # Collects the widths that the bars had; lost when the page is loaded anew, which proves that it was not.
@@ -150,43 +311,18 @@ WATCH_BARS = """() => {
   window.bars = new Set();
   const note = () => document.querySelectorAll('#job [data-figure="bar"]').forEach((bar) => {
     const width = parseFloat(bar.style.width);
-    if (width > 0) window.bars.add(width);
+    if (width > 0 && width < 100) window.bars.add(width);
   });
   note();
   new MutationObserver(note).observe(document.body, { subtree: true, childList: true, attributes: true });
 }"""
 
 
-def test_the_overview_says_that_it_is_protected(seen: Sight):
-    seen.go("/admin/")
-    expect(seen.page.locator(".brs-ring text").first).to_have_text("1")
-    expect(seen.page.get_by_text("Recovery kit of")).to_be_visible()
-    seen.look("overview")
+# --- chosen files -----------------------------------------------------------------------------------
 
 
-def test_back_up_now_is_a_dialog_and_a_second_point(seen: Sight):
+def choose_two(seen: Sight, source: Path, target: Path) -> None:
     page = seen.page
-    seen.go("/admin/inventory/workload/")
-    seen.look("workloads")
-    page.click("#result_list a:has-text('Documents')")
-    page.click("a:has-text('Back up now')")
-    expect(page.locator("dialog[open]")).to_be_visible()
-    seen.look("back-up-now")
-    page.click("dialog[open] button[type=submit]")
-    expect(page.locator("#job .brs-head .brs-badge", has_text="Complete")).to_be_visible()
-    page.click("#job a:has-text('Documents') >> nth=0")
-    expect(page.locator(".brs-line .brs-dot")).to_have_count(2)
-    seen.look("workload")
-
-
-def test_the_wizard_restores_chosen_files_to_a_folder(seen: Sight, local: Local, source: Path):
-    page = seen.page
-    seen.go("/admin/restore/")
-    seen.look("restore-wizard-what")
-    page.click("a:has-text('Choose')")
-    expect(page.locator("input[name=point]:checked")).to_have_count(1)
-    seen.look("restore-wizard-point")
-    page.click("button:has-text('Next')")
     page.check("input[name=what][value=chosen]")
     open_folder(seen, source)
     page.check(f'input[data-path="{source}/{WANTED}"]')
@@ -195,16 +331,36 @@ def test_the_wizard_restores_chosen_files_to_a_folder(seen: Sight, local: Local,
     hostile.click()
     seen.look("restore-wizard-files")
     page.click("button:has-text('Next')")
+    page.fill("[name=path]", str(target))
     seen.look("restore-wizard-target")
     page.click("button:has-text('Next')")
     expect(page.get_by_text("2 chosen items")).to_be_visible()
+
+
+def test_the_wizard_restores_chosen_files_to_a_folder(seen: Sight, site: MakeRun, source: Path):
+    page = seen.page
+    seen.go("/admin/restore/")
+    seen.look("restore-wizard-what")
+    page.click("tr:has-text('Documents') a:has-text('Choose')")
+    expect(page.locator("input[name=point]:checked")).to_have_count(1)
+    seen.look("restore-wizard-point")
+    page.click("button:has-text('Next')")
+    choose_two(seen, source, site.restored / "found")
     seen.look("restore-wizard-confirm")
     page.click("button:has-text('Restore')")
-    expect(page.locator("#job .brs-head .brs-badge", has_text="Complete")).to_be_visible()
+    complete(seen)
     expect(page.get_by_text("Where it lies")).to_be_visible()
     seen.look("restore-wizard-result")
-    restored = {one.name: one.read_bytes() for one in local.restored.rglob("*") if one.is_file()}
+    restored = {one.name: one.read_bytes() for one in (site.restored / "found").rglob("*") if one.is_file()}
     assert restored == {name: (source / name).read_bytes() for name in (WANTED, HOSTILE)}
+
+
+def test_what_was_there_already_is_said_to_be_left_alone(seen: Sight, site: MakeRun, source: Path):
+    wizard(seen, "Documents")
+    choose_two(seen, source, site.restored / "found")
+    seen.page.click("button:has-text('Restore')")
+    complete(seen)
+    expect(seen.page.get_by_text("2 existing files were left alone")).to_be_visible()
 
 
 def open_folder(seen: Sight, folder: Path) -> None:
@@ -219,9 +375,7 @@ def open_folder(seen: Sight, folder: Path) -> None:
 
 def test_a_single_file_is_downloaded(seen: Sight, source: Path, tmp_path: Path):
     page = seen.page
-    seen.go("/admin/restore/")
-    page.click("a:has-text('Choose')")
-    page.click("button:has-text('Next')")
+    wizard(seen, "Documents")
     page.check("input[name=what][value=chosen]")
     page.fill("#tree-q", "report")
     page.click(f'button[name=path][value="{source}/{WANTED}"]')
@@ -287,15 +441,13 @@ def test_dark_mode_is_sound_too(seen: Sight):
         seen.page.emulate_media(color_scheme="light")
 
 
-def test_the_page_says_when_the_server_is_away_and_comes_back_by_itself(seen: Sight, local: Local):
+def test_the_page_says_when_the_server_is_away_and_comes_back_by_itself(seen: Sight, site: MakeRun):
     seen.go("/admin/")
     seen.page.wait_for_function("window.brsLive.ready")
     seen.allowed += ["WebSocket", "ERR_CONNECTION", "Failed to fetch", "Failed to load resource"]
-    assert local.server is not None
-    local.server.terminate()
-    local.server.wait(30)
+    site.stop()
     expect(seen.page.locator("#brs-lost")).to_be_visible()
-    local.start_server()
+    site.start()
     expect(seen.page.locator("#brs-lost")).to_be_hidden()
     seen.page.wait_for_function("window.brsLive.ready")
     seen.sound()
