@@ -1,33 +1,43 @@
-"""What every store must keep to; each kind of store is one entry in ``STORES``."""
+"""What every store must keep to, on every kind of store there is (KINDS_OF_PEERS)."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
 from node_agent.errors import ObjectMissing, RepositoryExists, RepositoryMissing
-from node_agent.repository.backend import Backend, Kind, open_backend
+from node_agent.repository.backend import Backend, Kind
+from tests.contracts.backend_peers import KINDS_OF_PEERS, ROOT, Peer, Peers, Place
 
-STORES: dict[str, Callable[[Path], Backend]] = {
-    "local": lambda folder: open_backend(str(folder / "store")),
-    "local-url": lambda folder: open_backend(f"local:{folder / 'store'}"),
-}
 KINDS = [Kind.KEY, Kind.LOCK, Kind.SNAPSHOT, Kind.INDEX, Kind.PACK]
 
 
-@pytest.fixture(params=sorted(STORES))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    backend = STORES[request.param](tmp_path)
+@pytest.fixture(params=list(KINDS_OF_PEERS))
+def peer(request: pytest.FixtureRequest, peers: Peers) -> Peer:
+    return peers[request.param]
+
+
+@pytest.fixture
+def place(peer: Peer) -> Place:
+    return peer.place()
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[Backend]:
+    backend = place.open()
     backend.create()
-    return backend
+    yield backend
+    backend.close()
 
 
 def _put(store: Backend, kind: Kind, content: bytes) -> str:
@@ -133,37 +143,94 @@ def test_the_stores_clock_is_the_one_of_its_time_stamps(store: Backend) -> None:
     assert len(list(store.list(Kind.LOCK))) == 1  # asking for the time leaves nothing behind
 
 
-def test_a_store_that_was_never_made_says_so(tmp_path: Path) -> None:
-    for make in STORES.values():
-        backend = make(tmp_path / "nowhere")
-        with pytest.raises(RepositoryMissing, match="nowhere"):
+def test_a_store_that_was_never_made_says_so(peer: Peer) -> None:
+    place = peer.nowhere()
+    if place is None:
+        place = peer.place()
+        backend = place.open()
+        with pytest.raises(ObjectMissing):
             backend.get(Kind.CONFIG, "config")
+        assert list(backend.list(Kind.PACK)) == []
+        return
+    backend = place.open()
+    for attempt in (
+        lambda: backend.get(Kind.CONFIG, "config"),
+        lambda: backend.stat(Kind.CONFIG, "config"),
+        lambda: backend.put(Kind.PACK, "0" * 64, [b"x"]),
+        lambda: backend.delete(Kind.LOCK, "0" * 64),
+        lambda: list(backend.list(Kind.PACK)),
+        backend.create,
+        backend.now,
+    ):
         with pytest.raises(RepositoryMissing, match="nowhere"):
-            backend.put(Kind.PACK, "0" * 64, [b"x"])
-        with pytest.raises(RepositoryMissing, match="nowhere"):
-            list(backend.list(Kind.PACK))
+            attempt()
 
 
-def _put_for_ever(store: Backend) -> None:
-    for number in range(1 << 30):
-        _put(store, Kind.PACK, b"%d " % number * 50_000)
+def test_of_two_who_make_a_config_at_the_same_time_one_fails(peer: Peer, place: Place) -> None:
+    stores = [place.open() for _ in range(4)]
+    stores[0].create()
+    made: list[bytes] = []
 
-
-def test_killed_at_any_instant_every_listed_object_is_whole(store: Backend) -> None:
-    context = multiprocessing.get_context("fork")
-    for _ in range(5):
-        writer = context.Process(target=_put_for_ever, args=(store,))
-        writer.start()
-        before = sum(1 for _ in store.list(Kind.PACK))
-        deadline = time.monotonic() + 30
-        while sum(1 for _ in store.list(Kind.PACK)) < before + 3 and time.monotonic() < deadline:
+    def make(store: Backend, content: bytes) -> None:
+        try:
+            store.put(Kind.CONFIG, "config", [content])
+            made.append(content)
+        except RepositoryExists:
             pass
-        assert writer.pid is not None
+
+    threads = [threading.Thread(target=make, args=(s, b"%d" % i)) for i, s in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stored = stores[0].get(Kind.CONFIG, "config")
+    assert made == [stored] if peer.creates_once else stored in made
+
+
+def test_an_address_never_tells_what_opens_the_store(store: Backend, place: Place) -> None:
+    for value in place.env.values():
+        assert len(value) < 10 or value == place.env.get("AZURE_ACCOUNT_NAME") or value not in store.url
+
+
+WRITER = """
+import hashlib, json, sys
+from node_agent.repository.backend import Kind, open_backend
+store = open_backend(**json.loads(sys.argv[1]))
+print("ready", flush=True)
+for number in range(1 << 30):
+    content = b"%d " % number * 200_000
+    store.put(Kind.PACK, hashlib.sha256(content).hexdigest(), [content])
+    print(number, flush=True)
+"""
+
+
+def test_killed_at_any_instant_every_listed_object_is_whole(store: Backend, peer: Peer, place: Place) -> None:
+    given = asdict(place)
+    command = [sys.executable, "-c", WRITER]
+    command.append(json.dumps({"url_or_path": given["url"], "options": given["options"], "env": given["env"]}))
+    for _ in range(3):
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+        assert writer.stdout is not None
+        for _ in range(4):  # ready, and three objects
+            assert writer.stdout.readline()
         os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
+        writer.wait()
+        writer.stdout.close()
+    if peer.visible_while_written:
+        _wait_until_the_server_gave_up(store)
     found = list(store.list(Kind.PACK))
     assert found
     for info in found:
         assert hashlib.sha256(store.get(Kind.PACK, info.name)).hexdigest() == info.name
     store.remove_leftovers()
     assert {info.name for info in store.list(Kind.PACK)} == {info.name for info in found}
+
+
+def _wait_until_the_server_gave_up(store: Backend) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        contents = [(i.name, store.get(Kind.PACK, i.name)) for i in store.list(Kind.PACK)]
+        if all(hashlib.sha256(content).hexdigest() == name for name, content in contents):
+            return
+        time.sleep(0.05)
+    pytest.fail("a torn object stayed")

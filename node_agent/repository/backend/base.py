@@ -43,7 +43,9 @@ class Kind(StrEnum):
 class ObjectInfo:
     name: str
     size: int
-    modified: float  # seconds since the epoch by the store's clock
+    modified: (
+        float  # seconds since the epoch by the store's clock; 0.0 for packs and the like where the store keeps none
+    )
 
 
 class Backend(ABC):
@@ -97,6 +99,19 @@ class Backend(ABC):
     def remove_leftovers(self) -> int:
         """Remove what interrupted puts left behind; only while nobody else writes. Returns how many."""
         return 0
+
+    def close(self) -> None:
+        """Give back connections and end waiting for retries. The backend may not be used afterwards."""
+        return None
+
+
+def object_path(kind: Kind, name: str) -> str:
+    """Where restic's default layout keeps an object, relative to the repository. ValueError: ``name`` is none."""
+    if kind is Kind.CONFIG:
+        return CONFIG_NAME
+    if not is_object_name(name):
+        raise ValueError(f"{name!r} is not the name of an object")
+    return f"{kind.value}/{name[:2]}/{name}" if kind is Kind.PACK else f"{kind.value}/{name}"
 
 
 def is_object_name(name: str) -> bool:

@@ -1,0 +1,244 @@
+"""What S3, Azure Blob and Google Cloud Storage have in common, through the library obstore.
+
+Crash model of the three: a put is one request of known length, so it is atomic; it is durable when the store
+has answered; what is put before another put is there whenever the other one is, and listings and reads are
+consistent with every write that was answered (S3 since 2020, Azure and Google always; of other S3 stores
+their makers say it). Nothing of an interrupted put stays. ``config`` is created on the condition that it is
+not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore
+
+from node_agent.errors import (
+    BackendError,
+    BackendFull,
+    BackendReadOnly,
+    BackendUnavailable,
+    ConfigError,
+    ObjectMissing,
+    RepositoryExists,
+    RepositoryMissing,
+)
+from node_agent.repository.backend.base import CONFIG_NAME, Backend, Buffer, Kind, ObjectInfo, is_object_name
+from node_agent.repository.backend.base import object_path as path_in_layout
+from node_agent.repository.backend.settings import Settings, redacted
+
+_FOREIGN = (BaseError, OSError, ValueError)  # obstore raises these, its own and Python's
+_STATUS = re.compile(r"status code: (\d{3})|code: (\d{3})\)")
+_CODE = re.compile(r"<Code>([^<]*)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<\n]*)")
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified container does not exist|bucket does not exist")
+_FULL = re.compile(r"QuotaExceeded|StorageFull|InsufficientStorage|InsufficientCapacity|XMinioStorageFull")
+_AWAY = re.compile(r"HTTP error|error sending request|timed out|error decoding response body|connection")
+_IMMUTABLE = re.compile(r"Immutable|ObjectLocked|LegalHold|RetentionPolicyNotMet")
+_BEHIND_THE_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
+_CHUNK = 1000
+
+
+def client_settings(settings: Settings, *, allow_http: bool) -> dict[str, Any]:
+    """Of the HTTP client. No retries: RetryingBackend does them, with one bound for all."""
+    client: dict[str, Any] = {
+        "allow_http": allow_http,
+        "connect_timeout": "15s",
+        "timeout": f"{settings.number('timeout', 300, least=1)}s",  # of one whole request
+    }
+    certificate = settings.content("cacert", "RESTIC_CACERT")
+    if certificate is not None:
+        client["root_certificate"] = certificate
+    proxy = settings.text("proxy")
+    if proxy:
+        client["proxy_url"] = proxy
+    return {"client_options": client, "retry_config": {"max_retries": 0}}
+
+
+def unusable(maker: str, error: Exception) -> ConfigError:
+    """The library could not make a store of what it was given."""
+    text = redacted(str(error).partition("\n\nDebug source:")[0])[:300]
+    return ConfigError(
+        f"The settings for {maker} cannot be used: {text}", hint="Check the credentials and the address."
+    )
+
+
+class ObjectStoreBackend(Backend):
+    """One bucket (container) and a prefix in it. The bucket must be there: making it is its owner's affair."""
+
+    def __init__(self, store: ObjectStore, *, url: str, bucket: str, prefix: str) -> None:
+        self.url = url
+        self._store = store
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    def create(self) -> None:
+        """Folders are only names here. Proves that the bucket is there and may be listed."""
+        for _ in self._pages(Kind.KEY):
+            return
+
+    def put(self, kind: Kind, name: str, parts: Sequence[Buffer]) -> None:
+        path = self._path(kind, name)
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            if kind is Kind.CONFIG:
+                self._put_once(path, content)
+            else:
+                obstore.put(self._store, path, content, use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            raise RepositoryExists(f"There is already a repository at {self.url}.") from None
+        except _FOREIGN as error:
+            self._raise(error, "written", kind, name, writing=True)
+
+    def get(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if length == 0:
+            self.stat(kind, name)
+            return b""
+        path = self._path(kind, name)
+        try:
+            return obstore.get(self._store, path, options=_range(offset, length)).bytes().to_bytes()
+        except _FOREIGN as error:
+            if _status(str(error)) == 416 or _BEHIND_THE_END.search(str(error)):
+                return b""
+            self._raise(error, "read", kind, name)
+
+    def list(self, kind: Kind) -> Iterator[ObjectInfo]:
+        if kind is Kind.CONFIG:
+            with contextlib.suppress(ObjectMissing):
+                yield self.stat(kind, CONFIG_NAME)
+            return
+        for page in self._pages(kind):
+            for meta in page:
+                name = meta["path"].rpartition("/")[2]
+                if is_object_name(name) and meta["path"] == self._path(kind, name):
+                    yield ObjectInfo(name, meta["size"], meta["last_modified"].timestamp())
+
+    def stat(self, kind: Kind, name: str) -> ObjectInfo:
+        path = self._path(kind, name)
+        try:
+            meta = obstore.head(self._store, path)
+        except FileNotFoundError:
+            self.create()  # the answer to a HEAD does not say whether the object or the bucket is missing
+            raise self._missing(kind, name) from None
+        except _FOREIGN as error:
+            self._raise(error, "read", kind, name)
+        return ObjectInfo(name, meta["size"], meta["last_modified"].timestamp())
+
+    def delete(self, kind: Kind, name: str) -> None:
+        path = self._path(kind, name)
+        try:
+            obstore.delete(self._store, path)
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                self._raise(error, "deleted", kind, name, writing=True)
+        except _FOREIGN as error:
+            self._raise(error, "deleted", kind, name, writing=True)
+
+    def now(self) -> float:
+        """Taken from an object made for it, beside the locks: there even a node without other rights may delete."""
+        path = f"{self._prefix}{Kind.LOCK.value}/clock-tmp-{secrets.token_hex(8)}"
+        try:
+            obstore.put(self._store, path, b"", use_multipart=False)
+            try:
+                return obstore.head(self._store, path)["last_modified"].timestamp()
+            finally:
+                obstore.delete(self._store, path)
+        except _FOREIGN as error:
+            self._raise(error, "written", Kind.LOCK, "clock", writing=True)
+
+    def remove_leftovers(self) -> int:
+        """Clocks of processes that were killed; interrupted puts leave nothing."""
+        removed = 0
+        for page in self._pages(Kind.LOCK):
+            for meta in page:
+                if "/clock-tmp-" in meta["path"]:
+                    with contextlib.suppress(FileNotFoundError):
+                        obstore.delete(self._store, meta["path"])
+                    removed += 1
+        return removed
+
+    def _put_once(self, path: str, content: Buffer) -> None:
+        try:
+            obstore.put(self._store, path, content, mode="create", use_multipart=False)
+        except (NotSupportedError, BaseError) as error:
+            if not isinstance(error, NotSupportedError) and _status(str(error)) != 501:
+                raise
+            # A store that knows no conditions: look first. Two who look at the same time would both write.
+            if self.exists(Kind.CONFIG, CONFIG_NAME):
+                raise RepositoryExists(f"There is already a repository at {self.url}.") from None
+            obstore.put(self._store, path, content, use_multipart=False)
+
+    def _pages(self, kind: Kind) -> Iterator[Sequence[Mapping[str, Any]]]:
+        try:
+            yield from obstore.list(self._store, f"{self._prefix}{kind.value}", chunk_size=_CHUNK)
+        except _FOREIGN as error:
+            self._raise(error, "listed", kind, "")
+
+    def _path(self, kind: Kind, name: str) -> str:
+        return self._prefix + path_in_layout(kind, name)
+
+    def _missing(self, kind: Kind, name: str) -> ObjectMissing:
+        return ObjectMissing(f"{kind.name.lower()} {name} is missing from {self.url}.")
+
+    def _raise(self, error: Exception, done: str, kind: Kind, name: str, *, writing: bool = False) -> NoReturn:
+        """Translate. Never ``from error``: its text and chain may hold a signed address."""
+        text = str(error).partition("\n\nDebug source:")[0]
+        status = _status(text)
+        what = f"{kind.name.lower()} {name[:10]}".strip()
+        reason = _reason(text, status)
+        if _NO_BUCKET.search(text):
+            raise RepositoryMissing(
+                f"The bucket or container {self._bucket} of {self.url} does not exist.",
+                hint="Make it at the store, and check the address.",
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            raise self._missing(kind, name) from None
+        if (
+            isinstance(error, PermissionDeniedError | UnauthenticatedError)
+            or status in (401, 403)
+            or _IMMUTABLE.search(text)
+        ):
+            message = f"{self.url}: {what} may not be {done}: {reason}."
+            hint = "Check the credentials and what they are allowed to do in this bucket."
+            raise (BackendReadOnly if writing else BackendError)(message, hint=hint) from None
+        if status == 507 or _FULL.search(text):
+            raise BackendFull(f"The destination {self.url} has no space left: {reason}.") from None
+        if (
+            status in (408, 425, 429)
+            or "ConditionalRequestConflict" in text
+            or (status or 0) >= 500
+            or (status is None and _AWAY.search(text))
+        ):
+            raise BackendUnavailable(f"The destination {self.url} does not answer: {reason}.") from None
+        raise BackendError(f"{self.url}: {what} could not be {done}: {reason}.") from None
+
+
+def _range(offset: int, length: int | None) -> Any:
+    if length is not None:
+        return {"range": (offset, offset + length)}
+    return {"range": {"offset": offset}} if offset else None
+
+
+def _status(text: str) -> int | None:
+    match = _STATUS.search(text)
+    return int(match[1] or match[2]) if match else None
+
+
+def _reason(text: str, status: int | None) -> str:
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code is not None:
+        return redacted(f"{code[1]}: {message[1] if message else status}").rstrip(".")
+    return redacted(text.splitlines()[0] if text else "no reason given")[:300].rstrip(".: ")

@@ -1,0 +1,114 @@
+"""S3 and what speaks like it: ``s3:https://host/bucket/prefix``, ``s3:host/bucket``, ``s3:s3.amazonaws.com/bucket``.
+
+Crash model: see :mod:`.object_store`. In a bucket with versioning a delete leaves a marker, and a replaced
+object its older version.
+
+Credentials: options ``access-key-id``, ``secret-access-key``, ``session-token``, or AWS_ACCESS_KEY_ID and its
+companions, or the profile (AWS_PROFILE) in AWS_SHARED_CREDENTIALS_FILE, or the machine's role at Amazon.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from obstore.store import S3Store
+
+from node_agent.errors import ConfigError
+from node_agent.repository.backend.object_store import ObjectStoreBackend, client_settings, unusable
+from node_agent.repository.backend.settings import Settings, redacted
+
+_AMAZON = re.compile(r"s3[.-](?:dualstack\.)?(?:([a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?\Z")
+_DEFAULT_REGION = "us-east-1"
+
+
+def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
+    """``address`` is what follows ``s3:``."""
+    scheme, host, bucket, prefix = _parse(address)
+    amazon = _AMAZON.match(host)
+    region = settings.text("region", "AWS_REGION", "AWS_DEFAULT_REGION") or (amazon and amazon[1]) or _DEFAULT_REGION
+    lookup = settings.text("bucket-lookup") or ("dns" if amazon else "path")
+    if lookup not in ("dns", "path"):
+        raise ConfigError("The option bucket-lookup must be dns or path.", hint="Most stores but Amazon's want path.")
+    host_of_region = f"s3.{region}.amazonaws.com" + (".cn" if host.endswith(".cn") else "") if amazon else host
+    try:
+        store = S3Store(
+            bucket,
+            region=region,
+            endpoint=f"{scheme}://{bucket}.{host_of_region}" if lookup == "dns" else f"{scheme}://{host_of_region}",
+            virtual_hosted_style_request=lookup == "dns",
+            disable_bulk_delete=True,  # one object a request, which every store understands
+            **_credentials(settings),
+            **client_settings(settings, allow_http=scheme == "http"),
+        )
+    except Exception as error:  # noqa: BLE001 (the library's exceptions have no base below this one)
+        raise unusable("S3", error) from None
+    return ObjectStoreBackend(store, url=_url(scheme, host, bucket, prefix), bucket=bucket, prefix=prefix)
+
+
+def _parse(address: str) -> tuple[str, str, str, str]:
+    """Scheme, host with port, bucket, prefix."""
+    if address.startswith("//"):
+        address = address[2:]
+    if "://" not in address:
+        address = f"https://{address}"
+    parts = urlsplit(address)
+    bucket, _, prefix = parts.path.lstrip("/").partition("/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not bucket:
+        raise ConfigError(
+            f"The address s3:{redacted(address)} is incomplete.", hint="Write s3:https://host/bucket/prefix."
+        )
+    if "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            "Credentials do not belong into an S3 address.",
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give them as options.",
+        )
+    return parts.scheme, parts.netloc, bucket, prefix.strip("/")
+
+
+def _url(scheme: str, host: str, bucket: str, prefix: str) -> str:
+    return f"s3:{scheme}://{host}/{bucket}" + (f"/{prefix}" if prefix else "")
+
+
+def _credentials(settings: Settings) -> dict[str, Any]:
+    """Empty when nothing is set: then the library asks for the machine's role."""
+    key = settings.text("access-key-id", "AWS_ACCESS_KEY_ID")
+    secret = settings.text("secret-access-key", "AWS_SECRET_ACCESS_KEY")
+    token = settings.text("session-token", "AWS_SESSION_TOKEN")
+    if not key and not secret:
+        key, secret, token = _profile(settings)
+    if bool(key) != bool(secret):
+        raise ConfigError(
+            "Only half of the S3 credentials is given.", hint="Both the key's id and its secret are needed."
+        )
+    if not key:
+        return {}
+    credential = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
+    # Through a provider: what is given here must not be mixed with what the library finds in the environment.
+    return {"credential_provider": lambda: credential}
+
+
+def _profile(settings: Settings) -> tuple[str | None, str | None, str | None]:
+    path = settings.text("credentials-file", "AWS_SHARED_CREDENTIALS_FILE")
+    home = settings.env.get("HOME")
+    file = Path(path) if path else Path(home) / ".aws" / "credentials" if home else None
+    if file is None or not file.is_file():
+        return None, None, None
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        # Not the parser's words: they quote the line, which may be the secret.
+        raise ConfigError(f"The credentials file {file} cannot be read.", hint="Correct it.") from None
+    name = settings.text("profile", "AWS_PROFILE") or "default"
+    if not parser.has_section(name):
+        return None, None, None
+    section = parser[name]
+    return (
+        section.get("aws_access_key_id"),
+        section.get("aws_secret_access_key"),
+        section.get("aws_session_token"),
+    )
