@@ -51,6 +51,7 @@ class Problem:
 class CheckReport:
     errors: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth telling, nothing is lost
+    lost: set[_BlobKey] = field(default_factory=set, repr=False)  # of which no good copy was found
     snapshots: int = 0
     trees: int = 0
     packs: int = 0
@@ -239,6 +240,7 @@ class _Check:
         """Which snapshots each problem hurts; only done if there are problems, since it walks all trees again."""
         for key in [key for key in self._lost if self._has_good_copy(key)]:
             del self._lost[key]
+        self.report.lost = set(self._lost)
         if not self._lost:
             return
         hurt = _Victims(self._lost, self._nodes)

@@ -61,9 +61,66 @@ def open_master_key(backend: Backend, password: str) -> OpenedKey:
     raise WrongPassword(f"{WrongPassword.default_message} {'; '.join(damaged)}".strip() if damaged else None)
 
 
-def add_key(backend: Backend, master: Key, password: str, params: ScryptParams = OWN_SCRYPT) -> str:
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """What a key file says about itself; nothing of that is authenticated."""
+
+    name: str
+    username: str = ""
+    hostname: str = ""
+    created: str = ""
+    damaged: str = ""  # what is wrong with the file
+
+
+def list_keys(backend: Backend) -> list[KeyInfo]:
+    found = []
+    for name in sorted(info.name for info in backend.list(Kind.KEY)):
+        try:
+            content = backend.get(Kind.KEY, name, length=_MAX_FILE)
+        except ObjectMissing:
+            continue
+        if hashlib.sha256(content).hexdigest() != name:
+            found.append(KeyInfo(name, damaged="its name is not the SHA-256 of its content"))
+            continue
+        try:
+            value = json.loads(content)
+            texts = [str(value.get(field) or "") for field in ("username", "hostname", "created")]
+            found.append(KeyInfo(name, *texts))
+        except (ValueError, AttributeError, RecursionError):
+            found.append(KeyInfo(name, damaged="it is not a key file"))
+    return found
+
+
+def remove_key(backend: Backend, spec: str, *, current: str) -> str:
+    """Remove the key whose name begins with ``spec``; never the ``current`` one, so never the last that opens."""
+    names = [info.name for info in backend.list(Kind.KEY) if spec and info.name.startswith(spec)]
+    if len(names) != 1:
+        problem = f"is the beginning of {len(names)} keys' names" if names else "is no key of the repository"
+        raise RepositoryError(f"{spec} {problem}.", hint="List the keys and give more of the name.")
+    if names[0] == current:
+        raise RepositoryError(
+            "The key that opened the repository cannot be removed.",
+            hint="Open the repository with another password, or change this one with 'key passwd'.",
+        )
+    backend.delete(Kind.KEY, names[0])
+    return names[0]
+
+
+def change_password(backend: Backend, opened: OpenedKey, password: str) -> str:
+    """Replace the key that opened the repository: the new one is stored and proven to open before the old one goes."""
+    name = add_key(backend, opened.master, password, limit=MAX_OWN_KEYS + 1)
+    if _open(backend.get(Kind.KEY, name), password) != opened.master:
+        backend.delete(Kind.KEY, name)
+        raise RepositoryError("The new key did not open as it was stored; the password was not changed.")
+    backend.delete(Kind.KEY, opened.name)
+    return name
+
+
+def add_key(
+    backend: Backend, master: Key, password: str, params: ScryptParams = OWN_SCRYPT, *, limit: int = MAX_OWN_KEYS
+) -> str:
     """Store the master key once more under another password; proven to open before it is stored."""
-    if sum(1 for _ in backend.list(Kind.KEY)) >= MAX_OWN_KEYS:
+    if sum(1 for _ in backend.list(Kind.KEY)) >= limit:
         raise RepositoryError(
             f"The repository has {MAX_OWN_KEYS} keys already.", hint="Remove a key that is no longer needed."
         )

@@ -109,6 +109,18 @@ class Locks:
                 self.journal.remove(name)
         return cleared
 
+    def clear_stale(self, *, everything: bool = False) -> list[OtherLock]:
+        """Remove our own dead locks and those older than 30 minutes by the store's clock; or all, whoever holds them.
+
+        Returns those that were removed besides our own.
+        """
+        self.clear_dead()
+        now = self.files.backend.now()
+        cleared = [lock for lock in self.others() if everything or now - lock.info.modified >= STALE_S]
+        for lock in cleared:
+            self.files.backend.delete(Kind.LOCK, lock.info.name)
+        return cleared
+
     def others(self, own: str | None = None) -> list[OtherLock]:
         """All locks but our own; a damaged or empty one counts as exclusive, since nobody knows what it said."""
         for _ in range(5):

@@ -41,7 +41,7 @@ from node_agent.repository.chunking import Chunker
 from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams
 from node_agent.repository.index import Index
 from node_agent.repository.keys import add_key, open_master_key
-from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock
+from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, OtherLock
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
@@ -180,6 +180,10 @@ class Repository:
     def clear_dead_locks(self) -> int:
         """Remove locks of our own killed processes; :meth:`lock` does so by itself."""
         return self._locks.clear_dead()
+
+    def unlock(self, *, everything: bool = False) -> list[OtherLock]:
+        """Remove locks that were left behind; with ``everything`` all, which is dangerous while somebody works."""
+        return self._locks.clear_stale(everything=everything)
 
     def guard(self, *, prove: bool = False) -> None:
         """Raises unless this repository may be written now: version 2, and a lock held and fresh.

@@ -1,0 +1,216 @@
+"""Healing: damaged packs are replaced by new ones, what is lost is fetched from other repositories that have it.
+
+A blob's id is the SHA-256 of its content, so another repository's copy of it is as good as ours, whatever its key.
+Alone in the repository from beginning to end; order, so that a kill at any instant loses nothing that could be had:
+
+1. Damaged entries leave the index, so that nobody deduplicates against them, and no prune prefers them.
+2. What is good in the damaged packs, and what other repositories have of the rest, is stored in new packs, named by new
+   index files, and read back from the store.
+3. The damaged packs leave the index.
+4. They are deleted, unless something is still lost: then they stay, named by no index, for a later attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from node_agent.errors import BrsError, DamagedError, RepositoryError
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.index import Index
+from node_agent.repository.index_file import PackEntry
+from node_agent.repository.index_rewrite import rewrite_index
+from node_agent.repository.pack import BlobKind, PackedBlob
+from node_agent.repository.reachable import references
+from node_agent.repository.reader import BlobReader
+from node_agent.repository.repack import PackStore, ReadPack, read_pack
+from node_agent.repository.repository import Lock, Repository
+from node_agent.repository.snapshot import list_snapshots
+
+_DATA_AT_ONCE = 10_000
+
+
+@dataclass(slots=True)
+class RepairPacksResult:
+    healthy_packs: list[str] = field(default_factory=list)  # nothing is wrong with them; they stay
+    replaced_packs: list[str] = field(default_factory=list)
+    kept_aside_packs: list[str] = field(default_factory=list)  # out of the index, not deleted: something is still lost
+    unknown_packs: list[str] = field(default_factory=list)  # named by no index: a repair before may have taken them out
+    moved_blobs: int = 0  # good ones of damaged packs
+    healed_blobs: int = 0  # fetched from another repository
+    lost_blobs: list[str] = field(default_factory=list)  # "data 0a1b…": needed, and nobody has them
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def repair_packs(
+    repo: Repository,
+    lock: Lock,
+    packs: Iterable[str],
+    *,
+    sources: Sequence[Repository] = (),
+    progress: Progress | None = None,
+) -> RepairPacksResult:
+    """``lock`` must be exclusive; ``sources`` are open, locked, their indexes loaded.
+
+    Heals the named packs, and everything that snapshots need and the index does not name. Raises DamagedError if an
+    index file is damaged (repair the index first) or what was stored does not read back.
+    """
+    if not lock.exclusive:
+        raise RepositoryError("Repairing packs needs the repository alone: an exclusive lock.")
+    repo.guard(prove=True)
+    run = _RepairPacks(repo, lock, sources, progress or Progress())
+    try:
+        run.run(set(packs))
+    finally:
+        run.index.close()
+    repo.load_index()
+    return run.result
+
+
+class _RepairPacks:
+    def __init__(self, repo: Repository, lock: Lock, sources: Sequence[Repository], progress: Progress) -> None:
+        self.repo = repo
+        self.lock = lock
+        self.sources = sources
+        self.progress = progress
+        self.result = RepairPacksResult()
+        self.index = Index(repo.files, "repair")
+        self._written: list[PackEntry] = []
+        self._store = PackStore(repo.files, repo.guard, lambda _name, packs: self._written.extend(packs))
+        self._damaged: set[str] = set()
+        self._bad: set[tuple[str, BlobKind, bytes]] = set()
+        self._fetched: set[tuple[BlobKind, bytes]] = set()
+
+    def run(self, packs: set[str]) -> None:
+        self.index.refresh()
+        self._examine(packs)
+        if self._bad:
+            rewrite_index(self.repo, self.lock, self._without_bad)
+            self.index.refresh()
+        self._move_good()
+        self._heal_missing()
+        self._store.flush()
+        self._prove_written()
+        if self._damaged:
+            rewrite_index(self.repo, self.lock, lambda entry: None if entry[0] in self._damaged else entry)
+            self._drop()
+
+    def _examine(self, packs: set[str]) -> None:
+        self.progress.set(phase="repair: read packs")
+        unknown = set(packs)
+        for pack, blobs in self.index.packs():
+            if pack not in packs:
+                continue
+            self.progress.check()
+            unknown.discard(pack)
+            read = read_pack(self.repo.files, pack, blobs)
+            if not read.bad and self._named_rightly(pack):
+                self.result.healthy_packs.append(pack)
+                continue
+            self._damaged.add(pack)
+            self._bad.update((pack, blob.kind, blob.id) for blob, _ in read.bad)
+        self.result.unknown_packs = sorted(unknown)
+
+    def _named_rightly(self, pack: str) -> bool:
+        """Also the header, which the index does not need, must be whole: stock restic reads it."""
+        return hashlib.sha256(self.repo.backend.get(Kind.PACK, pack)).hexdigest() == pack
+
+    def _without_bad(self, entry: PackEntry) -> PackEntry | None:
+        pack, blobs = entry
+        if pack not in self._damaged:
+            return entry
+        good = [blob for blob in blobs if (pack, blob.kind, blob.id) not in self._bad]
+        return (pack, good) if good else None
+
+    def _move_good(self) -> None:
+        self.progress.set(phase="repair: move blobs")
+        for pack, blobs in self.index.packs():
+            if pack in self._damaged:
+                self._move(read_pack(self.repo.files, pack, blobs))
+
+    def _move(self, read: ReadPack) -> None:
+        self.progress.check()
+        for _, error in read.bad:
+            raise error  # it was good a moment ago: the store cannot be trusted now
+        for blob, sealed in read.good:
+            if not self._kept_elsewhere(blob):
+                self._store.add(blob, sealed)
+                self.result.moved_blobs += 1
+
+    def _kept_elsewhere(self, blob: PackedBlob) -> bool:
+        places = self.index.locations(blob.kind, blob.id)
+        others = [place for place in places if place.pack not in self._damaged]
+        return any(read_pack(self.repo.files, place.pack, [place.blob]).good for place in others)
+
+    def _heal_missing(self) -> None:
+        """Walk all snapshots and fetch what the index does not name; trees that are fetched are walked as well."""
+        self.progress.set(phase="repair: fetch what is missing")
+        reader = BlobReader(self.repo.files, self.index)
+        stack = [bytes.fromhex(snapshot.tree) for snapshot in list_snapshots(self.repo)]
+        seen: set[bytes] = set()
+        data: set[bytes] = set()
+        while stack:
+            self.progress.check()
+            tree_id = stack.pop()
+            if tree_id in seen:
+                continue
+            seen.add(tree_id)
+            content = self._tree(reader, tree_id)
+            if content is None:
+                continue
+            wanted, below = references(tree_id, content)
+            data.update(wanted)
+            stack += below
+            if len(data) >= _DATA_AT_ONCE:
+                self._fetch_data(data)
+                data = set()
+        self._fetch_data(data)
+
+    def _tree(self, reader: BlobReader, tree_id: bytes) -> bytes | None:
+        try:
+            return reader.load(BlobKind.TREE, tree_id)
+        except DamagedError:
+            return self._fetch(BlobKind.TREE, tree_id)
+
+    def _fetch_data(self, ids: set[bytes]) -> None:
+        for blob_id in sorted(self.index.missing(BlobKind.DATA, ids)):
+            self.progress.check()
+            self._fetch(BlobKind.DATA, blob_id)
+
+    def _fetch(self, kind: BlobKind, blob_id: bytes) -> bytes | None:
+        """From the first source that has it and can read it; stored once."""
+        if (kind, blob_id) in self._fetched:
+            return None
+        self._fetched.add((kind, blob_id))
+        for source in self.sources:
+            try:
+                content = source.load_blob(kind, blob_id)
+            except BrsError as error:
+                self.progress.log("debug", f"{source.backend.url}: {error}")
+                continue
+            self._store.add_content(kind, content)
+            self.result.healed_blobs += 1
+            return content
+        self.result.lost_blobs.append(f"{kind} {blob_id.hex()}")
+        return None
+
+    def _prove_written(self) -> None:
+        self.progress.set(phase="repair: prove what was stored")
+        for pack, blobs in self._written:
+            for _, error in read_pack(self.repo.files, pack, blobs).bad:
+                raise error
+
+    def _drop(self) -> None:
+        self.lock.prove()
+        for pack in sorted(self._damaged):
+            if self.result.lost_blobs:
+                self.result.kept_aside_packs.append(pack)
+                continue
+            self.lock.check()
+            self.repo.backend.delete(Kind.PACK, pack)
+            self.result.replaced_packs.append(pack)
