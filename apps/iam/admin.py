@@ -9,7 +9,7 @@ from django import forms
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -20,8 +20,8 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from apps import display as look
-from apps.errors import DomainError
-from apps.iam import access, tokens
+from apps.errors import Conflict, DomainError
+from apps.iam import access, members, tokens
 from apps.iam.access import Right
 from apps.iam.admin_scope import ReadOnlyAdmin, ScopedAdmin, ScopedInline, Verb
 from apps.iam.models import ApiToken, AuditEvent, Membership, Role, Tenant, User
@@ -45,6 +45,12 @@ class MembershipInline(ScopedInline):
     fields = ["user", "tenant", "role"]
     verbose_name = _("member")
     verbose_name_plural = _("members")
+    show_change_link = True
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # memberships are changed on their own page, by iam.members
+
+    has_change_permission = has_delete_permission = has_add_permission
 
 
 @admin.register(User)
@@ -93,7 +99,7 @@ class UserAdmin(BaseUserAdmin, ScopedAdmin):
         super().save_model(request, obj, form, change)
         if not change:
             data = form.cleaned_data
-            Membership.objects.create(user=obj, tenant=data["tenant"], role=data["role"])
+            members.add(request.user, data["tenant"], obj, data["role"], request=request)
 
     @display(description=_("name"))
     def full_name(self, user: User) -> str:
@@ -155,6 +161,33 @@ class MembershipAdmin(ScopedAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         return ["user", "tenant"] if obj else []
+
+    def save_model(self, request: HttpRequest, obj: Any, form: forms.Form, change: bool) -> None:
+        """``iam.members`` is the writer, and has recorded it."""
+        if change:
+            kept = Membership.objects.select_related("tenant", "user").get(pk=obj.pk)
+            members.change(request.user, kept, obj.role, request=request)
+        else:
+            obj.pk = members.add(request.user, obj.tenant, obj.user, obj.role, request=request).pk
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        members.remove(request.user, obj, request=request)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> None:
+        """Recorded by ``iam.members``."""
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> None:
+        """Recorded by ``iam.members``."""
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> None:
+        """Recorded by ``iam.members``."""
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except Conflict as error:
+            self.message_user(request, f"{error.message} {error.hint}", "error")
+            return HttpResponseRedirect(request.path)
 
     @display(description=_("since"), ordering="created_at")
     def since(self, membership: Membership) -> SafeString:

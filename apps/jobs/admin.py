@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.http import HttpRequest
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
@@ -16,6 +17,7 @@ from unfold.decorators import display
 from apps import display as look
 from apps.iam import access
 from apps.iam.access import Right
+from apps.iam.admin_bulk import BulkActs, each
 from apps.iam.admin_scope import ReadOnlyAdmin, Verb
 from apps.jobs import placement, requests
 from apps.jobs.models import ENDED, OPEN, Download, Job, JobKind, LogLine, State
@@ -30,12 +32,13 @@ def _cancel(request: HttpRequest, job: Job, _data: dict[str, Any]) -> None:
 
 
 @admin.register(Job)
-class JobAdmin(ReadOnlyAdmin):
+class JobAdmin(BulkActs, ReadOnlyAdmin):
     list_display: ClassVar = ["shown_state", "title", "kind", "progress", "started", "lasted", "by", "tenant"]
     list_display_links: ClassVar = ["title"]
     list_filter: ClassVar = ["state", "kind", "trigger", "created_at", "workload", "tenant"]
     list_select_related: ClassVar = ["tenant", "requested_by", "workload"]
     search_fields: ClassVar = ["title", "workload__name", "error_message"]
+    actions: ClassVar = ["retry_many", "cancel_many"]
     change_form_template = "brs/job.html"
     list_before_template = "brs/job_list_before.html"
     verbs: ClassVar = {
@@ -61,6 +64,27 @@ class JobAdmin(ReadOnlyAdmin):
             when=lambda job: job.state in ENDED and job.state != State.SUCCEEDED,
         ),
     }
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, Right.OPERATE)
+
+    @admin.action(description=gettext_lazy("Run again"), permissions=["operate"])
+    def retry_many(self, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
+        words = {
+            "title": _("Run again"),
+            "question": _("For each of these jobs a new one does the same again."),
+            "done": _("Jobs started: %d"),
+        }
+        return self.bulk(request, queryset, "retry_many", each(requests.retry), words)
+
+    @admin.action(description=gettext_lazy("Cancel"), permissions=["operate"])
+    def cancel_many(self, request: HttpRequest, queryset: QuerySet[Job]) -> HttpResponse | None:
+        words = {
+            "title": _("Cancel jobs"),
+            "question": _("The nodes stop at the next safe moment. What they have stored already is used next time."),
+            "done": _("Jobs being cancelled: %d"),
+        }
+        return self.bulk(request, queryset, "cancel_many", each(requests.cancel), words)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("tasks__node")

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from django import forms
-from django.contrib import admin, messages
-from django.contrib.admin import helpers
+from django.contrib import admin
 from django.contrib.admin.filters import SimpleListFilter
 from django.db.models import F, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -27,6 +25,7 @@ from apps.catalog.models import CopyState, Protection, ProtectionState, RestoreP
 from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
+from apps.iam.admin_bulk import BulkActs
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import ScopedForm, Verb
 from apps.inventory import exclusion, sources
@@ -178,7 +177,7 @@ def _none(act: Callable[..., Any]) -> Callable[..., None]:
 
 
 @admin.register(Workload)
-class WorkloadAdmin(GrantedAdmin):
+class WorkloadAdmin(BulkActs, GrantedAdmin):
     form = WorkloadForm
     list_display: ClassVar = ["state", "name", "platform", "policy", "last_good", "next_run", "size"]
     list_display_links: ClassVar = ["name"]
@@ -316,69 +315,38 @@ class WorkloadAdmin(GrantedAdmin):
 
     # --- acts on many: a page that says what will happen, then one call ---
 
-    def _many(
-        self,
-        request: HttpRequest,
-        queryset: QuerySet[Workload],
-        name: str,
-        act: Callable[..., int],
-        words: dict[str, Any],
-        form_class: type[forms.Form] = forms.Form,
-    ) -> HttpResponse | None:
-        workloads = list(queryset)
-        form = form_class(request.POST if "apply" in request.POST else None)
-        if "apply" in request.POST and form.is_valid():
-            try:
-                changed = act(request, workloads, form.cleaned_data)
-            except DomainError as error:
-                form.add_error(None, f"{error.message} {error.hint}")
-            else:
-                self.message_user(request, words["done"] % changed, messages.SUCCESS)
-                return None
-        context = {
-            **self.admin_site.each_context(request),
-            "title": words["title"],
-            "question": words["question"],
-            "opts": self.opts,
-            "workloads": workloads,
-            "form": form,
-            "action": name,
-            "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-        }
-        return TemplateResponse(request, "brs/bulk.html", context)
-
     @admin.action(description=gettext_lazy("Back up now"))
     def back_up_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Back up now"),
             "question": ngettext("%d workload", "%d workloads", queryset.count()) % queryset.count(),
-            "done": _("%d backups were started."),
+            "done": _("Backups started: %d"),
         }
-        return self._many(request, queryset, "back_up_many", _back_up, words)
+        return self.bulk(request, queryset, "back_up_many", _back_up, words)
 
     @admin.action(description=gettext_lazy("Assign a policy"))
     def assign_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Assign a policy"),
             "question": _("From now on these workloads are backed up, and their points kept, as the policy says."),
-            "done": _("%d workloads were changed."),
+            "done": _("Workloads changed: %d"),
         }
-        return self._many(request, queryset, "assign_many", _assign, words, policy_form(request))
+        return self.bulk(request, queryset, "assign_many", _assign, words, policy_form(request))
 
     @admin.action(description=gettext_lazy("Exclude"))
     def exclude_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Exclude from protection"),
             "question": _("They are not backed up any more and not counted as unprotected. Their points stay."),
-            "done": _("%d workloads were excluded."),
+            "done": _("Workloads excluded: %d"),
         }
-        return self._many(request, queryset, "exclude_many", _exclude, words, ReasonForm)
+        return self.bulk(request, queryset, "exclude_many", _exclude, words, ReasonForm)
 
     @admin.action(description=gettext_lazy("Protect again"))
     def include_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Protect again"),
             "question": _("They are backed up again by their policies."),
-            "done": _("%d workloads are protected again."),
+            "done": _("Workloads protected again: %d"),
         }
-        return self._many(request, queryset, "include_many", _include, words)
+        return self.bulk(request, queryset, "include_many", _include, words)
