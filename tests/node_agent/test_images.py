@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -226,7 +227,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[bytes], NbdClient]]:
     def say(answer: bytes) -> NbdClient:
         def talk() -> None:
             peer, _ = listener.accept()
-            with peer:
+            with peer, contextlib.suppress(ConnectionResetError):  # the client may hang up first
                 peer.sendall(answer)
                 peer.shutdown(socket.SHUT_WR)
                 while peer.recv(4096):
@@ -328,3 +329,31 @@ def test_digest_of_a_block_device_is_that_of_its_file(raw: Path) -> None:
         assert data == SIZE
     finally:
         subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+def test_a_cut_off_or_damaged_container_is_told_and_a_sound_one_is_not(raw: Path) -> None:
+    # qemu reads what lies beyond the file's end as zeros, without an error.
+    sound = converted(raw, "qcow2", ".qcow2")
+    overlay = raw.with_name("over.qcow2")
+    qemu_img("create", "-f", "qcow2", "-b", sound, "-F", "qcow2", overlay)
+    for path in (raw, sound, overlay, converted(raw, "vhdx", ".vhdx"), converted(raw, "vpc", ".vhd")):
+        with open_image(path) as image:
+            assert image.damage == "", path
+    os.truncate(sound, 2 * MIB)
+    for path in (sound, overlay):
+        with open_image(path) as image:
+            assert str(sound) in image.damage and "qemu-img check" in image.damage
+
+
+def test_leaked_clusters_are_no_damage(raw: Path) -> None:
+    path = converted(raw, "qcow2", ".qcow2")
+    with path.open("r+b") as file:
+        file.seek(40)
+        (table,) = struct.unpack(">Q", file.read(8))
+        file.seek(table)
+        (second,) = struct.unpack(">Q", file.read(8))
+        file.seek(second & 0x00FFFFFFFFFFFE00)
+        file.write(bytes(8))  # the first cluster is given up, but still counted
+    assert subprocess.run(["qemu-img", "check", str(path)], capture_output=True).returncode == 3
+    with open_image(path) as image:
+        assert image.damage == ""
