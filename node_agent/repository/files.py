@@ -6,7 +6,8 @@ partial. The walk itself is in :mod:`node_agent.repository.files_walk`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from node_agent.repository.excludes import Excludes
 from node_agent.repository.files_estimate import estimated
 from node_agent.repository.files_roots import plan_roots
 from node_agent.repository.files_walk import Walk, WalkOptions
+from node_agent.repository.folder_cache import FolderCache
 from node_agent.repository.lock import Lock
 from node_agent.repository.publish import BackupResult, Facts, publish
 from node_agent.repository.repository import Repository
-from node_agent.repository.snapshot import Snapshot, find_snapshot
+from node_agent.repository.snapshot import Snapshot, find_snapshot, prove_tree
 
 __all__ = ["BackupResult", "backup_files"]
 
@@ -54,13 +56,19 @@ def backup_files(
     plan = plan_roots(roots, found_at)
     before = _find_parent(repo, parent, progress)
     options = WalkOptions(Excludes(excludes), before, one_file_system, owners or {})
-    with repo.writer(progress, compression=compression) as writer:
-        walk = Walk(repo, writer, options, progress, issues)
+    with _folder_cache(repo) as cache, repo.writer(progress, compression=compression) as writer:
+        walk = Walk(repo, writer, options, progress, issues, cache)
+        epoch = repo.index.epoch
         with estimated([(found_at or {}).get(root, root) for root in roots], options.excludes, progress):
             tree_id = walk.store(plan)
         writer.flush()
+        repo.load_index()
+        if repo.index.epoch != epoch:  # what was taken over unread may be gone
+            prove_tree(repo, tree_id)
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
         snapshot_id = publish(repo, lock, tree_id, (), facts, issues)
+        if cache is not None:
+            cache.commit(epoch)
         stats = walk.stats
         return BackupResult(
             snapshot_id=snapshot_id,
@@ -77,6 +85,19 @@ def backup_files(
             dirs=stats.dirs,
             partial=issues.left_out > 0,
         )
+
+
+@contextmanager
+def _folder_cache(repo: Repository) -> Iterator[FolderCache | None]:
+    path = repo.cache_path("folders")
+    if path is None:
+        yield None
+        return
+    cache = FolderCache(path, repo.binding, repo.index.epoch)
+    try:
+        yield cache
+    finally:
+        cache.close()
 
 
 def _find_parent(repo: Repository, parent: str | None, progress: Progress) -> Snapshot | None:

@@ -12,16 +12,15 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from node_agent.progress import Progress
 from node_agent.repository.chunking import MIN_SIZE, Chunker
 from node_agent.repository.repository import BlobKind, BlobWriter
-from node_agent.repository.writer import Saved
+from node_agent.repository.writer import Pending
 from node_agent.repository.zeros import MARK_SIZE, ZeroBlobs
 
-# Blobs of one file that may be on their way; the writer bounds the bytes, this bounds the futures.
+# Blobs of one file that may be on their way; the writer bounds the bytes, this bounds what is waited for.
 MAX_PENDING = 64
 
 
@@ -30,10 +29,10 @@ class Content:
     """The ordered ids of a file's blobs, some of them still being stored."""
 
     _ids: list[bytes] = field(default_factory=list)
-    _pending: deque[Future[Saved]] = field(default_factory=deque)
+    _pending: deque[Pending] = field(default_factory=deque)
     size: int = 0
 
-    def add(self, blob: Future[Saved], size: int) -> None:
+    def add(self, blob: Pending, size: int) -> None:
         self._pending.append(blob)
         self.size += size
         if len(self._pending) > MAX_PENDING:

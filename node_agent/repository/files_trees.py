@@ -8,26 +8,38 @@ does not stand still at the end of each folder.
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from node_agent.repository.files_read import Content
+from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter
 from node_agent.repository.tree import Node, encode_tree
-from node_agent.repository.writer import Saved
+from node_agent.repository.writer import Pending
 
 MAX_WAITING_FOLDERS = 256
 MAX_WAITING_NODES = 20_000
 
 
+Load = Callable[[bytes], Sequence[Node]]
+
+
 @dataclass(slots=True)
 class Folder:
-    """The nodes of one folder; contents and subtrees are filled in when it is stored."""
+    """The nodes of one folder; contents and subtrees are filled in when it is stored.
+
+    ``digest``: what it looked like, to be kept in the cache of folders; None if it must not be. ``cached``: it looks
+    as it did when that tree was made, so only its folders are added here, and mostly nothing is to be stored.
+    """
 
     nodes: list[Node] = field(default_factory=list)
+    digest: bytes | None = None
+    cached: CachedFolder | None = None
     _contents: list[tuple[Node, Content]] = field(default_factory=list)
     _folders: list[tuple[Node, Folder]] = field(default_factory=list)
-    _saved: Future[Saved] | None = None
+    _subtrees: list[bytes] = field(default_factory=list)
+    _saved: Pending | None = None
+    _id: bytes | None = None
 
     def add(self, node: Node) -> None:
         self.nodes.append(node)
@@ -40,27 +52,49 @@ class Folder:
         self.nodes.append(node)
         self._folders.append((node, folder))
 
-    def store(self, writer: BlobWriter) -> None:
-        """Its folders must have been stored before. Frees the nodes."""
-        for node, content in self._contents:
-            node.content = content.ids()
-        for node, folder in self._folders:
-            node.subtree = folder.id()
-        self._saved = writer.submit(BlobKind.TREE, encode_tree(self.nodes))
+    def store(self, writer: BlobWriter, load: Load) -> None:
+        """Its folders must have been stored before. Frees the nodes. ``load`` reads a tree: raises DamagedError."""
+        self._subtrees = [folder.id() for _, folder in self._folders]
+        if self.cached is not None and self._subtrees == self.cached.subtrees:
+            self._id = self.cached.tree
+        else:
+            for node, content in self._contents:
+                node.content = content.ids()
+            for (node, _), subtree in zip(self._folders, self._subtrees, strict=True):
+                node.subtree = subtree
+            nodes = self.nodes if self.cached is None else self._merged(load(self.cached.tree))
+            self._saved = writer.submit(BlobKind.TREE, encode_tree(nodes))
         self.nodes, self._contents, self._folders = [], [], []
 
     def id(self) -> bytes:
-        if self._saved is None:
-            raise RuntimeError("the tree of a folder was asked for before it was stored")
-        return self._saved.result().id
+        if self._id is None:
+            if self._saved is None:
+                raise RuntimeError("the tree of a folder was asked for before it was stored")
+            self._id, self._saved = self._saved.result().id, None
+        return self._id
+
+    def facts(self) -> CachedFolder | None:
+        """What the cache of folders is to learn, after it was stored."""
+        if self.digest is None or (self.cached is not None and self.id() == self.cached.tree):
+            return None
+        return CachedFolder(self.id(), self.digest, self._subtrees)
+
+    def _merged(self, before: Sequence[Node]) -> list[Node]:
+        """The nodes as they were, with the subtrees of now; folders that could not be entered are left out."""
+        now = {node.name: node.subtree for node, _ in self._folders}
+        kept = [node for node in before if not node.is_dir or node.name in now]
+        return [replace(node, subtree=now[node.name]) if node.is_dir else node for node in kept]
 
 
 class TreeQueue:
     """Stores finished folders a little later, in the order in which they were finished."""
 
-    def __init__(self, writer: BlobWriter) -> None:
+    def __init__(self, writer: BlobWriter, load: Load, cache: FolderCache | None) -> None:
         self._writer = writer
+        self._load = load
+        self._cache = cache
         self._waiting: deque[Folder] = deque()
+        self._stored: deque[Folder] = deque()  # their ids are not known yet
         self._nodes = 0
 
     def finish(self, folder: Folder) -> None:
@@ -72,8 +106,19 @@ class TreeQueue:
     def drain(self) -> None:
         while self._waiting:
             self._store_oldest()
+        while self._stored:
+            self._keep_oldest()
 
     def _store_oldest(self) -> None:
         folder = self._waiting.popleft()
         self._nodes -= len(folder.nodes)
-        folder.store(self._writer)
+        folder.store(self._writer, self._load)
+        if self._cache is not None and folder.digest is not None:
+            self._stored.append(folder)
+            if len(self._stored) > MAX_WAITING_FOLDERS:
+                self._keep_oldest()
+
+    def _keep_oldest(self) -> None:
+        facts = self._stored.popleft().facts()
+        if self._cache is not None and facts is not None:
+            self._cache.add(facts)

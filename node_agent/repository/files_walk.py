@@ -7,17 +7,20 @@ leads nowhere and depth is bounded by open files rather than by the interpreter.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
 from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
+from node_agent.repository.files_listing import Entry, Listing, list_folder
 from node_agent.repository.files_meta import group_name, node_from_stat, proc_path, read_xattrs, user_name
 from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
 from node_agent.repository.files_roots import RootFolder
 from node_agent.repository.files_trees import Folder, TreeQueue
+from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
 from node_agent.repository.snapshot import Snapshot
 from node_agent.repository.tree import Node, load_tree, node_type
@@ -50,14 +53,33 @@ class WalkStats:
 
 
 @dataclass(slots=True)
+class _Before:
+    """A folder of the parent snapshot, if it was there; its nodes are read once somebody asks for one."""
+
+    tree: bytes | None
+    load: Callable[[bytes], Sequence[Node]]
+    nodes: dict[bytes, Node] | None = None
+
+    def node(self, name: bytes) -> Node | None:
+        if self.nodes is None:
+            self.nodes = {node.name: node for node in self.load(self.tree)} if self.tree is not None else {}
+        return self.nodes.get(name)
+
+    def folder(self, name: bytes) -> _Before:
+        known = self.node(name)
+        return _Before(known.subtree if known is not None else None, self.load)
+
+
+@dataclass(slots=True)
 class _Frame:
-    """One open folder of the walk. ``before`` holds the parent snapshot's nodes of this folder."""
+    """One open folder of the walk. ``subtrees``: those of its folders, if it looks as in the cache of folders."""
 
     path: bytes
     fd: int
-    names: Iterator[bytes]
-    before: dict[bytes, Node]
+    entries: Iterator[Entry]
+    before: _Before
     folder: Folder = field(default_factory=Folder)
+    subtrees: dict[bytes, bytes] | None = None
 
 
 @dataclass(slots=True)
@@ -70,61 +92,69 @@ class _Linked:
 
 class Walk:
     def __init__(
-        self, repo: Repository, writer: BlobWriter, options: WalkOptions, progress: Progress, issues: Issues
+        self,
+        repo: Repository,
+        writer: BlobWriter,
+        options: WalkOptions,
+        progress: Progress,
+        issues: Issues,
+        cache: FolderCache | None = None,
     ) -> None:
         self._repo = repo
         self._options = options
         self._progress = progress
         self._issues = issues
         self._reader = FileReader(writer, repo.chunker, progress)
-        self._trees = TreeQueue(writer)
+        # Owners from elsewhere are no part of what a folder looks like.
+        self._cache = cache if not options.owners else None
+        self._trees = TreeQueue(writer, self._load_cached, self._cache)
         self._linked: dict[tuple[int, int], _Linked] = {}
         self._root = b"/"
         self._device = 0
+        self._recordable_ns = time.time_ns() - TICK_NS
         self._fresh_ns = 0 if options.before is None else int(options.before.time.timestamp() * 1e9) - TICK_NS
         self.stats = WalkStats()
 
     def store(self, plan: RootFolder) -> bytes:
         """Store all roots; the id of the tree of ``/``, which is submitted but not flushed."""
         before = self._options.before
-        nodes = self._load_nodes(bytes.fromhex(before.tree)) if before is not None else {}
-        folder = self._store_root_folder(plan, nodes)[1] if plan.is_root else self._store_above(plan, nodes)
+        known = _Before(bytes.fromhex(before.tree) if before is not None else None, self._load_nodes)
+        folder = self._store_root_folder(plan, known)[1] if plan.is_root else self._store_above(plan, known)
         self._trees.drain()
         return folder.id()
 
     # --- down to the roots ---
 
-    def _store_above(self, plan: RootFolder, before: dict[bytes, Node]) -> Folder:
+    def _store_above(self, plan: RootFolder, before: _Before) -> Folder:
         folder = Folder()
         for name, child in sorted(plan.children.items()):
-            known = before.get(name)
             if not child.is_root:
                 node = node_from_stat(name, os.stat(child.path))
                 node.xattrs = self._xattrs(child.path, child.path, follow=True)
-                folder.add_folder(node, self._store_above(child, self._children(known)))
+                folder.add_folder(node, self._store_above(child, before.folder(name)))
             elif os.path.isdir(child.real):
-                st, sub = self._store_root_folder(child, self._children(known))
+                st, sub = self._store_root_folder(child, before.folder(name))
                 node = self._node(child.path, name, st)
                 node.xattrs = self._xattrs(child.real, child.path, follow=True)
                 folder.add_folder(node, sub)
             else:
-                self._store_root_file(child, name, known, folder)
+                self._store_root_file(child, name, before, folder)
         self._trees.finish(folder)
         return folder
 
-    def _store_root_folder(self, root: RootFolder, before: dict[bytes, Node]) -> tuple[os.stat_result, Folder]:
+    def _store_root_folder(self, root: RootFolder, before: _Before) -> tuple[os.stat_result, Folder]:
         path = root.path
         try:
             fd = os.open(root.real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             st = os.fstat(fd)
+            self._root, self._device = path, st.st_dev
             first = self._open_frame(path, fd, before)
         except OSError as error:
             raise SourceError(f"The folder {printable(path)} cannot be read: {error.strerror}.") from error
-        self._root, self._device = path, st.st_dev
         self._descend(first)
         return st, first.folder
 
-    def _store_root_file(self, root: RootFolder, name: bytes, known: Node | None, folder: Folder) -> None:
+    def _store_root_file(self, root: RootFolder, name: bytes, before: _Before, folder: Folder) -> None:
         """A root that is no folder, perhaps reached through a link: read in the folder it really lies in."""
         path, real = root.path, os.path.realpath(root.real)
         self._root = os.path.dirname(path)
@@ -133,7 +163,7 @@ class Walk:
         except OSError as error:
             raise SourceError(f"The path {printable(path)} cannot be read: {error.strerror}.") from error
         try:
-            frame = _Frame(path, fd, iter(()), {name: known} if known is not None else {}, folder)
+            frame = _Frame(path, fd, iter(()), before, folder)
             self._visit(frame, path, name, os.path.basename(real))
         finally:
             os.close(fd)
@@ -145,29 +175,38 @@ class Walk:
         try:
             while stack:
                 frame = stack[-1]
-                name = next(frame.names, None)
-                if name is None:
+                entry = next(frame.entries, None)
+                if entry is None:
                     self._trees.finish(frame.folder)
                     os.close(stack.pop().fd)
                     continue
                 self._progress.check()
-                child = self._visit(frame, os.path.join(frame.path, name), name, name)
+                name, st = entry
+                left_out = self._issues.left_out
+                child = self._visit(frame, os.path.join(frame.path, name), name, name, st)
+                if self._issues.left_out != left_out:
+                    frame.folder.digest = None  # its tree does not hold all that it looks like
                 if child is not None:
                     stack.append(child)
         finally:
             for frame in stack:
                 os.close(frame.fd)
 
-    def _visit(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes) -> _Frame | None:
+    def _visit(
+        self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result | None = None
+    ) -> _Frame | None:
         """Store one entry; a folder to go into comes back as a frame.
 
         ``name`` is what the snapshot calls it, ``on_disk`` what it is called in the open folder.
         """
         try:
-            st = os.stat(on_disk, dir_fd=frame.fd, follow_symlinks=False)
+            if frame.subtrees is not None:
+                return self._enter(frame, path, name)
+            if st is None:
+                st = os.stat(on_disk, dir_fd=frame.fd, follow_symlinks=False)
+                if self._is_excluded(path, st):
+                    return None
             kind = node_type(st.st_mode)
-            if self._options.excludes and self._options.excludes.match(path, self._root, kind == "dir"):
-                return None
             if kind == "dir":
                 return self._enter(frame, path, name)
             if kind == "file":
@@ -182,30 +221,73 @@ class Walk:
             self._leave_out(path, "unreadable", f"It cannot be read: {error.strerror}.")
         return None
 
+    def _is_excluded(self, path: bytes, st: os.stat_result) -> bool:
+        excludes = self._options.excludes
+        return bool(excludes) and excludes.match(path, self._root, node_type(st.st_mode) == "dir")
+
     def _enter(self, frame: _Frame, path: bytes, name: bytes) -> _Frame | None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
         st = os.fstat(fd)
-        node = self._node(path, name, st)
+        # In a folder that looks as it did, the folders' nodes are known, too.
+        node = self._node(path, name, st) if frame.subtrees is None else Node(name, "dir")
         if self._options.one_file_system and st.st_dev != self._device:
             os.close(fd)
             empty = Folder()
             self._trees.finish(empty)
             frame.folder.add_folder(node, empty)
             return None
-        child = self._open_frame(path, fd, self._children(frame.before.get(name)))
-        node.xattrs = self._xattrs(child.fd, path)
+        if frame.subtrees is None:
+            child = self._open_frame(path, fd, frame.before.folder(name))
+            node.xattrs = self._xattrs(child.fd, path)
+        else:
+            child = self._open_frame(path, fd, _Before(frame.subtrees[name], self._load_nodes))
         frame.folder.add_folder(node, child.folder)
         return child
 
-    def _open_frame(self, path: bytes, fd: int, before: dict[bytes, Node]) -> _Frame:
+    def _open_frame(self, path: bytes, fd: int, before: _Before) -> _Frame:
         """Takes over ``fd``; raises OSError when the folder cannot be listed."""
         try:
-            names = sorted(os.fsencode(name) for name in os.listdir(fd))
+            listing = list_folder(fd, path, self._root, self._options.excludes, self._options.one_file_system)
         except OSError:
             os.close(fd)
             raise
         self.stats.dirs += 1
-        return _Frame(path, fd, iter(names), before)
+        cached = self._find_cached(before, listing)
+        if cached is None:
+            digest = listing.digest if listing.newest_ns < self._recordable_ns else None
+            return _Frame(path, fd, iter(listing), before, Folder(digest=digest))
+        self._take_over(path, listing)
+        digest = listing.digest
+        subtrees = dict(zip(listing.folders, cached.subtrees, strict=True))
+        entries: Iterator[Entry] = ((name, None) for name in listing.folders)
+        return _Frame(path, fd, entries, before, Folder(digest=digest, cached=cached), subtrees)
+
+    # --- folders that look as they did ---
+
+    def _find_cached(self, before: _Before, listing: Listing) -> CachedFolder | None:
+        if self._cache is None or before.tree is None or listing.newest_ns >= self._fresh_ns:
+            return None
+        cached = self._cache.find(before.tree)
+        if cached is None or cached.digest != listing.digest or len(cached.subtrees) != len(listing.folders):
+            return None
+        return cached
+
+    def _take_over(self, path: bytes, listing: Listing) -> None:
+        """Count what is in a folder without looking at it again; its folders are still to be entered."""
+        self.stats.unmodified += listing.files
+        self.stats.size_bytes += listing.size_bytes
+        self._progress.add(done_files=listing.files, done_bytes=listing.size_bytes)
+        self._progress.set(current=printable(path))
+        for name in listing.sockets:
+            self._note_socket(os.path.join(path, name))
+
+    def _load_cached(self, tree: bytes) -> Sequence[Node]:
+        try:
+            return load_tree(self._repo, tree)
+        except DamagedError:
+            if self._cache is not None:
+                self._cache.forget(tree)  # the next run reads the folder instead
+            raise
 
     # --- entries ---
 
@@ -218,7 +300,7 @@ class Walk:
         return node
 
     def _store_file(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
-        known = frame.before.get(name)
+        known = frame.before.node(name)
         if known is not None and self._is_unchanged(known, st):
             frame.folder.add(replace(known, device_id=st.st_dev, links=st.st_nlink))
             self.stats.unmodified += 1
@@ -265,7 +347,7 @@ class Walk:
         if node.type == "symlink":
             node.linktarget = os.fsencode(os.readlink(on_disk, dir_fd=frame.fd))
         if node.type == "socket":
-            self._note(path, "socket", "A socket: it is listed, but there is nothing to restore.")
+            self._note_socket(path)
         else:
             node.xattrs = self._xattrs(proc_path(frame.fd, on_disk), path)
         frame.folder.add(node)
@@ -290,17 +372,12 @@ class Walk:
 
     # --- the parent snapshot ---
 
-    def _children(self, known: Node | None) -> dict[bytes, Node]:
-        if known is None or known.subtree is None:
-            return {}
-        return self._load_nodes(known.subtree)
-
-    def _load_nodes(self, tree_id: bytes) -> dict[bytes, Node]:
+    def _load_nodes(self, tree_id: bytes) -> Sequence[Node]:
         try:
-            return {node.name: node for node in load_tree(self._repo, tree_id)}
+            return load_tree(self._repo, tree_id)
         except DamagedError as error:
             self._progress.log("warning", f"A folder of the parent snapshot cannot be read, so its files are: {error}")
-            return {}
+            return ()
 
     # --- counting ---
 
@@ -313,5 +390,6 @@ class Walk:
         self._issues.add(Issue(printable(path), code, message))
         self._progress.add(left_out=1)
 
-    def _note(self, path: bytes, code: str, message: str) -> None:
-        self._issues.add(Issue(printable(path), code, message, Severity.NOTE))
+    def _note_socket(self, path: bytes) -> None:
+        message = "A socket: it is listed, but there is nothing to restore."
+        self._issues.add(Issue(printable(path), "socket", message, Severity.NOTE))

@@ -12,7 +12,6 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -33,7 +32,7 @@ from node_agent.repository.publish import BackupResult, Facts, publish
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
 from node_agent.repository.snapshot import Snapshot, find_snapshot
 from node_agent.repository.tree import Node, encode_tree, go_mode, load_tree
-from node_agent.repository.writer import Saved
+from node_agent.repository.writer import Pending
 from node_agent.repository.zeros import MARK_SIZE, ZeroBlobs, is_zero, zero_id
 
 DISKS = b"disks"
@@ -190,7 +189,7 @@ class _ListBuilder:
         self._writer = writer
         self._zeros = ZeroBlobs(writer)
         self._marked = False
-        self._pending: deque[Future[Saved]] = deque()
+        self._pending: deque[Pending] = deque()
 
     def data(self, block: bytes) -> None:
         if is_zero(block):

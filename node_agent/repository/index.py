@@ -9,6 +9,7 @@ repository lock, so that no index file vanishes meanwhile. Several processes may
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +23,9 @@ from node_agent.repository.index_file import PackEntry, load_index_file
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
-CREATE TABLE meta (binding TEXT NOT NULL);
+CREATE TABLE meta (binding TEXT NOT NULL, epoch TEXT NOT NULL);
 CREATE TABLE files (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE packs (id INTEGER PRIMARY KEY, file INTEGER NOT NULL, name BLOB NOT NULL);
 CREATE INDEX packs_file ON packs (file);
@@ -130,10 +131,17 @@ class Index:
             for name in names:
                 self._db.execute("DELETE FROM packs WHERE name = ?", (bytes.fromhex(name),))
             self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
+            self._new_epoch()
 
     def file_names(self) -> set[str]:
         with self._lock:
             return {row[0] for row in self._db.execute("SELECT name FROM files")}
+
+    @property
+    def epoch(self) -> str:
+        """Another one whenever something that was listed is listed no more; as long as it stays, nothing has gone."""
+        with self._lock:
+            return str(self._db.execute("SELECT epoch FROM meta").fetchone()[0])
 
     def packs(self) -> Iterator[tuple[str, list[PackedBlob]]]:
         """Every pack with all its blobs, ordered by offset; what several index files say alike comes once."""
@@ -178,6 +186,10 @@ class Index:
             self._db.execute("DELETE FROM files WHERE name = ?", (name,))
         if names:
             self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
+            self._new_epoch()
+
+    def _new_epoch(self) -> None:
+        self._db.execute("UPDATE meta SET epoch = ?", (secrets.token_hex(8),))
 
     def _insert(self, name: str, packs: Iterable[PackEntry]) -> None:
         cursor = self._db.execute("INSERT OR IGNORE INTO files (name) VALUES (?)", (name,))
@@ -237,7 +249,7 @@ class Index:
         if version == 0:
             for statement in _SCHEMA.strip().split(";"):
                 db.execute(statement)
-            db.execute("INSERT INTO meta VALUES (?)", (self._binding,))
+            db.execute("INSERT INTO meta VALUES (?, ?)", (self._binding, secrets.token_hex(8)))
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         elif version != _SCHEMA_VERSION or db.execute("SELECT binding FROM meta").fetchone() != (self._binding,):
             raise _Stale

@@ -92,7 +92,7 @@ class Repository:
         self.read_only = config.version < 2
         self.clock = clock
         self._locks = Locks(files, holder, config.id, clock)
-        self._binding = binding
+        self.binding = binding
         self._cache = cache
         self._index: Index | None = None
         self._held: list[Lock] = []
@@ -139,8 +139,7 @@ class Repository:
         files = SealedFiles(backend, master, config.version)
         if holder is None:
             holder = LockHolder.for_command_line(cache_dir / "locks" if cache_dir else None)
-        cache = cache_dir / f"{config.id[:32]}.index.sqlite" if cache_dir else None
-        return cls(files, config, holder, cache, f"{config.id} {hashlib.sha256(sealed).hexdigest()}", clock)
+        return cls(files, config, holder, cache_dir, f"{config.id} {hashlib.sha256(sealed).hexdigest()}", clock)
 
     def __enter__(self) -> Repository:
         return self
@@ -156,6 +155,10 @@ class Repository:
     @property
     def backend(self) -> Backend:
         return self.files.backend
+
+    def cache_path(self, topic: str) -> Path | None:
+        """Where this machine keeps a database about this repository; to be bound to :attr:`binding`."""
+        return self._cache / f"{self.id[:32]}.{topic}.sqlite" if self._cache is not None else None
 
     @contextlib.contextmanager
     def lock(self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False) -> Iterator[Lock]:
@@ -207,7 +210,7 @@ class Repository:
     def load_index(self) -> None:
         """Bring the index up to date with the store; to be called after the lock was taken. Raises DamagedError."""
         if self._index is None:
-            self._index = Index(self.files, self._binding, self._cache)
+            self._index = Index(self.files, self.binding, self.cache_path("index"))
         self._index.refresh()
 
     def has(self, kind: BlobKind, blob_id: bytes) -> bool:

@@ -21,8 +21,10 @@ from node_agent.repository.identity import username
 from node_agent.repository.repository import BlobKind, Lock, Repository
 from node_agent.repository.rfc3339 import format_datetime, parse_datetime
 from node_agent.repository.sealed import describe
+from node_agent.repository.tree import walk
 
 PARTIAL_TAG = "brs.partial"
+_PROVEN_AT_ONCE = 100_000
 PROGRAM_VERSION = f"brs {__version__}"
 
 
@@ -113,6 +115,17 @@ def prove_content(repo: Repository, ids: Iterable[bytes], kind: BlobKind = BlobK
             f"{len(absent)} {kind} blobs of the new snapshot are not in the repository, such as {min(absent).hex()}.",
             hint="Run the backup again without a parent; it then reads everything.",
         )
+
+
+def prove_tree(repo: Repository, tree: bytes) -> None:
+    """Everything below a tree is listed by the index as it is now. Reads every tree. Raises DamagedError."""
+    wanted: list[bytes] = []
+    for _, node in walk(repo, tree):
+        wanted += node.content
+        if len(wanted) >= _PROVEN_AT_ONCE:
+            prove_content(repo, wanted)
+            wanted.clear()
+    prove_content(repo, wanted)
 
 
 def save_snapshot(repo: Repository, lock: Lock, snapshot: Snapshot) -> Snapshot:

@@ -12,10 +12,11 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol, TypeVar
 
 from node_agent.errors import BrsError, RepositoryError
 from node_agent.progress import Progress
@@ -28,9 +29,14 @@ from node_agent.repository.sealed import SealedFiles
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 BYTES_IN_FLIGHT = 64 << 20
 _PACKS_IN_FLIGHT = 3
 _TREE_LEVEL = 3
+_SMALL = 64 << 10  # blobs up to this size are stored in batches: a thread's handling costs more than their hashing
+_BATCH_BLOBS = 128
+_BATCH_BYTES = 1 << 20
 _SAMPLE = 4  # of 256: this share of data blobs is opened again after sealing
 
 
@@ -39,6 +45,51 @@ class Saved:
     id: bytes
     new: bool
     stored_bytes: int  # sealed size in the pack; 0 if the blob was known
+
+
+class Pending(Protocol):
+    """A blob on its way."""
+
+    def result(self) -> Saved:
+        """Waits; raises what went wrong."""
+        ...
+
+
+_Blob = tuple[BlobKind, Buffer]
+
+
+_Key = tuple[BlobKind, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    kind: BlobKind
+    id: bytes
+    sealed: Buffer
+    raw_length: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    blobs: list[_Blob] = field(default_factory=list)
+    size: int = 0
+    saved: Future[list[Saved]] = field(default_factory=Future)
+
+    @property
+    def full(self) -> bool:
+        return len(self.blobs) >= _BATCH_BLOBS or self.size >= _BATCH_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _InBatch:
+    writer: BlobWriter
+    batch: _Batch
+    number: int
+
+    def result(self) -> Saved:
+        self.writer.send(self.batch)
+        return self.batch.saved.result()[self.number]
 
 
 class _ByteBudget:
@@ -92,6 +143,8 @@ class BlobWriter:
         self._level = level_of(compression)
         self._sample = 256 if verify_write else _SAMPLE
         self._budget = _ByteBudget(BYTES_IN_FLIGHT)
+        self._gathering = threading.Lock()
+        self._batch = _Batch()
         self._state = threading.Lock()  # claims, builders, unindexed packs, figures
         self._claims: set[tuple[BlobKind, bytes]] = set()  # of this run, until an index file names them
         self._builders: dict[BlobKind, PackBuilder] = {}
@@ -115,19 +168,46 @@ class BlobWriter:
             self._workers.shutdown(wait=True, cancel_futures=True)
             self._uploader.shutdown(wait=True)
 
-    def submit(self, kind: BlobKind, data: Buffer) -> Future[Saved]:
+    def submit(self, kind: BlobKind, data: Buffer) -> Pending:
         """Store one blob in the background; blocks while too much is in flight.
 
         ``data`` must not be changed until the result is there. Raises what went wrong with earlier blobs, Cancelled and
-        Interrupted. Counts ``new_bytes`` and ``stored_bytes`` in the progress by itself.
+        Interrupted. Counts ``new_bytes`` and ``stored_bytes`` in the progress by itself. Small blobs wait until there
+        are many, or until one of their results is asked for.
         """
         size = len(data)
         if not size:
             raise ValueError("an empty blob cannot be stored")
         self._still_wanted()
+        if size > _SMALL:
+            return self._in_background(self._store_one, kind, data, size=size)
+        with self._gathering:
+            batch = self._batch
+            batch.blobs.append((kind, data))
+            batch.size += size
+            handle = _InBatch(self, batch, len(batch.blobs) - 1)
+        if batch.full:
+            self.send(batch)
+        return handle
+
+    def send(self, batch: _Batch) -> None:
+        """Let a batch be stored, if it is still gathering."""
+        with self._gathering:
+            if batch is not self._batch:
+                return
+            self._batch = _Batch()
+        if not batch.blobs:
+            return
+        try:
+            self._in_background(self._store_batch, batch, size=batch.size)
+        except BaseException as error:
+            batch.saved.set_exception(error)
+            raise
+
+    def _in_background(self, work: Callable[..., T], *args: object, size: int) -> Future[T]:
         self._budget.acquire(size, self._still_wanted)
         try:
-            return self._workers.submit(self._store, kind, data)
+            return self._workers.submit(work, *args)
         except BaseException:
             self._budget.release(size)
             raise
@@ -137,6 +217,7 @@ class BlobWriter:
 
     def flush(self) -> None:
         """Every pack durable, then every index file. Raises what went wrong in the background."""
+        self.send(self._batch)
         self._budget.wait_empty()
         self._raise_error()
         with self._state:
@@ -155,44 +236,65 @@ class BlobWriter:
         if self._error is not None:
             raise self._error
 
-    def _store(self, kind: BlobKind, data: Buffer) -> Saved:
+    def _store_one(self, kind: BlobKind, data: Buffer) -> Saved:
+        return self._store([(kind, data)], len(data))[0]
+
+    def _store_batch(self, batch: _Batch) -> None:
         try:
-            return self._store_checked(kind, data)
+            batch.saved.set_result(self._store(batch.blobs, batch.size))
+        except BaseException as error:  # noqa: BLE001 - raised to whoever asks for a result, and by the next submit
+            batch.saved.set_exception(error)
+        batch.blobs = []
+
+    def _store(self, blobs: Sequence[_Blob], size: int) -> list[Saved]:
+        try:
+            return self._store_checked(blobs)
         except BaseException as error:
             self._error = self._error or error
             raise
         finally:
-            self._budget.release(len(data))
+            self._budget.release(size)
 
-    def _store_checked(self, kind: BlobKind, data: Buffer) -> Saved:
-        blob_id = hashlib.sha256(data).digest()
-        if self._error is not None or not self._claim(kind, blob_id):
-            self._raise_error()
-            return Saved(blob_id, new=False, stored_bytes=0)
+    def _store_checked(self, blobs: Sequence[_Blob]) -> list[Saved]:
+        keys = [(kind, hashlib.sha256(data).digest()) for kind, data in blobs]
+        self._raise_error()
+        claimed = self._claim(keys)
+        sealed: list[_Sealed] = []
+        for key, (_, data) in zip(keys, blobs, strict=True):
+            if key in claimed:
+                claimed.remove(key)  # the second of two alike in one batch is no new one
+                sealed.append(self._seal(*key, data))
+        new = {(blob.kind, blob.id): len(blob.sealed) for blob in sealed}
+        for builder in self._append(sealed):
+            self._dispatch(builder)
+        if sealed:
+            stored = sum(len(blob.sealed) for blob in sealed)
+            self._progress.add(new_bytes=sum(blob.size for blob in sealed), stored_bytes=stored)
+        # Of two alike the first is the new one.
+        return [Saved(key[1], new=key in new, stored_bytes=new.pop(key, 0)) for key in keys]
+
+    def _claim(self, keys: Sequence[_Key]) -> set[_Key]:
+        """Those that are this caller's to store: in no index, and claimed by nobody else."""
+        with self._state:
+            mine = set(keys).difference(self._claims)
+            self._claims |= mine
+        listed: set[_Key] = set()
+        for kind in {kind for kind, _ in mine}:
+            ids = {blob_id for its_kind, blob_id in mine if its_kind is kind}
+            listed.update((kind, blob_id) for blob_id in ids - self._index.missing(kind, ids))
+        if listed:
+            with self._state:
+                self._claims -= listed  # the index says it; remembering it twice would cost memory
+        return mine - listed
+
+    def _seal(self, kind: BlobKind, blob_id: bytes, data: Buffer) -> _Sealed:
         plain, raw_length = self._compressed(kind, data)
         sealed = self._files.key.seal(plain)
         if kind is BlobKind.TREE or blob_id[0] < self._sample:
             open_blob(
                 self._files.key, "(not yet stored)", PackedBlob(kind, blob_id, 0, len(sealed), raw_length), sealed
             )
-        full = self._append(kind, blob_id, sealed, raw_length, len(data))
-        for builder in full:
-            self._dispatch(builder)
-        self._progress.add(new_bytes=len(data), stored_bytes=len(sealed))
-        return Saved(blob_id, new=True, stored_bytes=len(sealed))
-
-    def _claim(self, kind: BlobKind, blob_id: bytes) -> bool:
-        """True for exactly one caller, and only if the repository does not hold the blob."""
-        key = (kind, blob_id)
-        with self._state:
-            if key in self._claims:
-                return False
-            self._claims.add(key)
-        if not self._index.has(kind, blob_id):
-            return True
-        with self._state:
-            self._claims.discard(key)  # the index says it; remembering it twice would cost memory
-        return False
+        return _Sealed(kind, blob_id, sealed, raw_length, len(data))
 
     def _compressed(self, kind: BlobKind, data: Buffer) -> tuple[Buffer, int]:
         """What to seal, and the uncompressed length to note (0: stored as it is)."""
@@ -204,24 +306,25 @@ class BlobWriter:
                 return smaller, len(data)
         return data, 0
 
-    def _append(self, kind: BlobKind, blob_id: bytes, sealed: Buffer, raw_length: int, size: int) -> list[PackBuilder]:
-        """Put a blob into the open pack of its kind; returns the packs that became ready by that."""
+    def _append(self, blobs: Sequence[_Sealed]) -> list[PackBuilder]:
+        """Put blobs into the open packs of their kinds; returns the packs that became ready by that."""
         ready: list[PackBuilder] = []
         with self._state:
-            builder = self._builders.get(kind)
-            if builder is not None and not builder.fits(len(sealed)):
-                ready.append(self._builders.pop(kind))
-                builder = None
-            if builder is None:
-                builder = self._builders[kind] = PackBuilder(kind)
-            if not builder.fits(len(sealed)):
-                raise RepositoryError(f"A {kind} blob of {size} bytes is larger than a pack may be.")
-            builder.add(blob_id, sealed, raw_length)
-            if builder.full:
-                ready.append(self._builders.pop(kind))
-            self.new_bytes += size
-            self.stored_bytes += len(sealed)
-            self.new_blobs += 1
+            for blob in blobs:
+                builder = self._builders.get(blob.kind)
+                if builder is not None and not builder.fits(len(blob.sealed)):
+                    ready.append(self._builders.pop(blob.kind))
+                    builder = None
+                if builder is None:
+                    builder = self._builders[blob.kind] = PackBuilder(blob.kind)
+                if not builder.fits(len(blob.sealed)):
+                    raise RepositoryError(f"A {blob.kind} blob of {blob.size} bytes is larger than a pack may be.")
+                builder.add(blob.id, blob.sealed, blob.raw_length)
+                if builder.full:
+                    ready.append(self._builders.pop(blob.kind))
+                self.new_bytes += blob.size
+                self.stored_bytes += len(blob.sealed)
+                self.new_blobs += 1
         return ready
 
     def _dispatch(self, builder: PackBuilder) -> None:
