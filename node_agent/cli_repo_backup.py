@@ -26,7 +26,7 @@ from node_agent.cli_session import (
 )
 from node_agent.drivers.image import open_image
 from node_agent.errors import ConfigError, SnapshotNotFound, SourceError
-from node_agent.items import Extent, Issues
+from node_agent.items import Extent, Issue, Issues, printable
 from node_agent.progress import Progress
 from node_agent.repository.backend import open_backend
 from node_agent.repository.files import backup_files
@@ -52,7 +52,7 @@ def init(args: argparse.Namespace) -> int:
 
 
 def backup(args: argparse.Namespace) -> int:
-    roots = [Path(os.path.abspath(path)) for path in args.paths]
+    roots = list(dict.fromkeys(Path(os.path.abspath(path)) for path in args.paths))
     paths = [str(root) for root in roots]
     excludes = [*args.exclude, *_patterns(args.exclude_file)]
 
@@ -92,6 +92,8 @@ def backup_image(args: argparse.Namespace) -> int:
 
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
             paths = [str(path)]
+            if source.damage:
+                issues.add(Issue(printable(str(path)), "image-damaged", source.damage))
             return backup_images(
                 repo,
                 lock,

@@ -57,6 +57,7 @@ class DiskContent(Protocol):
 
     size: int
     format: str
+    damage: str  # what is wrong with the file that holds it; empty if nothing is known to be
 
     def extents(self) -> Iterator[Extent]: ...
     def read(self, offset: int, length: int) -> bytes: ...

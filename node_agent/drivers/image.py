@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from node_agent.drivers.image_chain import RAW, Layer, detect_format, resolve_chain
+from node_agent.drivers.image_check import damage_of
 from node_agent.drivers.nbd import NbdClient, NbdError
 from node_agent.errors import RefusedError, SourceChanged, SourceError, SourceMissing
 from node_agent.items import Extent, printable
@@ -39,10 +40,14 @@ _FLOCK = "hhqqi4x"
 
 
 class OpenImage(Protocol):
-    """One disk, open for reading. Not for several threads at once."""
+    """One disk, open for reading. Not for several threads at once.
+
+    ``damage``: what is wrong with the file that holds it, as a sentence; what is read may then not be the disk.
+    """
 
     size: int
     format: str
+    damage: str
 
     def extents(self) -> Iterator[Extent]:
         """The whole disk in order, without gaps."""
@@ -95,6 +100,7 @@ class RawImage:
     """A regular file or block device whose bytes are the disk."""
 
     format = RAW
+    damage = ""  # a raw file has no tables that could be
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
@@ -183,8 +189,9 @@ def _written_by_qemu(fd: int) -> bool:
 class QemuImage:
     """An image that a ``qemu-nbd`` of our own serves on a private socket."""
 
-    def __init__(self, client: NbdClient, layers: Sequence[Layer]) -> None:
+    def __init__(self, client: NbdClient, layers: Sequence[Layer], damage: str) -> None:
         self._client = client
+        self.damage = damage
         self._files = [path for layer in layers for path in layer.files()]
         self._before = self._fingerprints()
         self.size = client.size
@@ -219,7 +226,7 @@ def _open_through_qemu(layers: Sequence[Layer]) -> Iterator[QemuImage]:
             try:
                 client = _connect(server, socket_path, Path(folder, "messages"), layers[0])
                 with closing(client):
-                    yield QemuImage(client, layers)
+                    yield QemuImage(client, layers, damage_of(layers))
             finally:
                 _end(server)
 

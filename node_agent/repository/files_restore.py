@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from node_agent.errors import DamagedError
+from node_agent.errors import DamagedError, TargetError
 from node_agent.items import Issue, Issues, printable
 from node_agent.progress import Progress
 from node_agent.repository.files_browse import dump, find_node, list_tree, normal_path
@@ -85,6 +85,8 @@ def restore(
     fd, created = open_target(target)
     run = _Run(repo, fd, selection, overwrite, progress, issues, verify)
     run.walk(top, base, created)
+    if run.refused and run.result == RestoreResult():
+        raise TargetError(f"Nothing could be restored to {printable(str(target))}. {run.refused}")
     return run.result
 
 
@@ -194,6 +196,7 @@ class _Run:
         self._batch = _Batch()
         self._first_names: dict[tuple[int, int], _FirstName] = {}
         self.result = RestoreResult()
+        self.refused = ""  # why the target first took something not
 
     def walk(self, top: Node, base: bytes, created: bool) -> None:
         """Restore everything below ``top``. Takes over the target's descriptor."""
@@ -250,6 +253,7 @@ class _Run:
             whole = translate(error, path)
             if whole is not None:
                 raise whole from error
+            self.refused = self.refused or f"{printable(path)} cannot be written: {error.strerror}."
             self._leave_out(path, "not-written", f"It cannot be written: {error.strerror}.")
         return None
 
@@ -358,6 +362,7 @@ class _Run:
         elif job.damaged:
             self._damaged(job.path, f"It was not restored: {job.failure}")
         else:
+            self.refused = self.refused or f"{printable(job.path)}: {job.failure}"
             self._leave_out(job.path, "not-written", job.failure)
 
     def _damaged(self, path: bytes, message: str) -> None:

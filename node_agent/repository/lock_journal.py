@@ -43,7 +43,10 @@ class LockJournal:
             os.write(descriptor, json.dumps(entry).encode())
             os.fsync(descriptor)
         except OSError as error:
-            raise ConfigError(f"The lock journal {path} cannot be written: {error.strerror}.") from error
+            raise ConfigError(
+                f"The lock journal {path} cannot be written: {error.strerror}.",
+                hint="Give a cache folder that this user may write to; on the command line, --no-cache does without.",
+            ) from error
         self._held[lock_name] = descriptor
 
     def remove(self, lock_name: str) -> None:

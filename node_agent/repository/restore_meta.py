@@ -16,7 +16,7 @@ from node_agent.repository.files_meta import proc_path
 from node_agent.repository.tree import Node
 
 _MAX_ID = (1 << 32) - 2
-_MAX_TIME_NS = (1 << 62) - 1
+_MAX_TIME_NS = (1 << 63) * 1_000_000_000 - 1  # what the system call takes; the file system may keep less
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 

@@ -107,6 +107,8 @@ def _store_disk(
     parent: str | None,
 ) -> Stored:
     name = spec.source.disk
+    if source.content.damage:
+        context.issues.add(Issue(source.path, "image-damaged", source.content.damage))
     facts = {
         "version": 1,
         "name": name,

@@ -97,6 +97,8 @@ def _copy_disk(context: TaskContext, source: Disk, staged: Staged, facts: Facts)
         out.truncate(source.content.size)
         out.flush()
         os.fsync(out.fileno())
+    if source.content.damage:
+        context.issues.add(Issue(source.path, "image-damaged", source.content.damage))
     if source.content.changed():
         context.issues.add(Issue(source.path, "changed", "The image was written while it was read: it may be mixed."))
     facts.files, facts.size_bytes, facts.format = 1, source.content.size, source.content.format

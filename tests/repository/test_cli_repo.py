@@ -377,6 +377,19 @@ def test_a_qcow2_image_is_stored_as_the_disk_it_holds(cli: Cli, disk: Path, tmp_
 # --- the terminal ---
 
 
+def test_a_cut_off_qcow2_image_is_partial_and_says_why(cli: Cli, disk: Path, tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, image], check=True)
+    os.truncate(image, image.stat().st_size // 2)
+    assert "qemu-img check" in cli.run("backup-image", str(image), expect=3).stderr.decode()
+    assert "brs.partial" in cli.json("snapshots")[0]["tags"]
+
+
+def test_a_path_given_twice_is_one_path_of_the_snapshot(cli: Cli, source: Path) -> None:
+    cli.run("backup", str(source), f"{source}/")
+    assert cli.json("snapshots")[0]["paths"] == [str(source)]
+
+
 def test_a_terminal_shows_a_bar_and_a_pipe_does_not(cli: Cli, source: Path) -> None:
     (source / "large").write_bytes(os.urandom(150 * MIB))
     master, slave = pty.openpty()

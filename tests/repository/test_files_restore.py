@@ -382,6 +382,36 @@ def test_nobody_restores_everything_but_owners_and_devices(open_folder: Path) ->
     assert result.files > 40
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_target_that_takes_nothing_is_an_error_and_not_a_partial_restore(open_folder: Path, strip: bool) -> None:
+    need_root()
+    source = simple_tree(open_folder / "source")
+    repo = new_repo(open_folder / "repo")
+    snapshot = back_up(repo, source).snapshot_id
+    repo.close()
+    for path in [open_folder / "repo", *(open_folder / "repo").rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    (open_folder / "out").mkdir(mode=0o755)
+
+    def run() -> None:
+        options: dict[str, Any] = {"strip": os.fsencode(source)} if strip else {}
+        bring_back(open_repo(open_folder / "repo"), snapshot, open_folder / "out", **options)
+
+    with pytest.raises(TargetError, match=r"Nothing could be restored.*Permission denied"):
+        as_nobody(run)
+
+
+def test_times_of_the_next_century_come_back(tmp_path: Path) -> None:
+    source = simple_tree(tmp_path / "source")
+    far = 7_500_000_000 * 10**9 + 123_456_789  # in 2207
+    os.utime(source / "a", ns=(far, far))
+    if (source / "a").stat().st_mtime_ns != far:
+        pytest.skip("NEEDS a file system with times beyond 2106")
+    repo = new_repo(tmp_path / "repo")
+    bring_back(repo, back_up(repo, source).snapshot_id, tmp_path / "out")
+    assert (restored(tmp_path / "out", source) / "a").stat().st_mtime_ns == far
+
+
 def test_a_cancelled_restore_leaves_no_half_files(tmp_path: Path) -> None:
     repo = new_repo(tmp_path / "repo")
     snapshot = back_up(repo, simple_tree(tmp_path / "source")).snapshot_id
