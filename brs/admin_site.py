@@ -11,7 +11,8 @@ from functools import wraps
 from typing import Any
 
 from django import forms
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist, PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -23,7 +24,7 @@ from unfold.forms import AuthenticationForm
 from unfold.sites import UnfoldAdminSite
 
 from apps.errors import Denied, DomainError, NotFound
-from apps.iam import access
+from apps.iam import access, audit, members
 
 FOUND_PER_KIND = 8
 SEARCHED = ("inventory.workload", "jobs.job", "inventory.node", "inventory.destination", "policies.policy")
@@ -79,6 +80,29 @@ class BrsAdminSite(UnfoldAdminSite):
 
         faces = (inventory_pages, job_pages, policy_pages, report_pages)
         return [one for face in faces for one in face.urls(self)]
+
+    def autocomplete_view(self, request: HttpRequest) -> HttpResponse:
+        """Django's own fails (500) when it is asked for nothing, or for a relation that belongs to the other side."""
+        label, name, wanted = (request.GET.get(key, "") for key in ("app_label", "model_name", "field_name"))
+        try:
+            field = apps.get_model(label, name)._meta.get_field(wanted)
+        except (LookupError, ValueError, FieldDoesNotExist):
+            raise Http404 from None
+        if field.auto_created or field.related_model is None:
+            raise Http404
+        return super().autocomplete_view(request)
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """One's own password: guesses of the old one are counted, as in the API, and the change is recorded."""
+        user: Any = request.user
+        if request.method != "POST":
+            return super().password_change(request, extra_context)
+        with members.password_attempt(user) as attempt:
+            response = super().password_change(request, extra_context)
+            attempt.was_right = response.status_code == 302
+        if attempt.was_right:
+            audit.record(user, "user.password-changed", user, request=request)
+        return response
 
     def search(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The command search. Not unfold's own, which keeps answers for five minutes, also after rights change."""

@@ -153,6 +153,13 @@ def tenant_of(obj: Model) -> Tenant | None:
     return value if isinstance(value, Tenant) else None
 
 
+def is_single(user: Person, obj: Model) -> bool:
+    """Whether all that happened to ``obj`` happened within one tenant, or to ``user`` himself: then who sees it may see
+    its whole history. A person may be a member of several tenants, a shared node serves all."""
+    owner = getattr(type(obj), "owner_path", "")
+    return tenant_of(obj) is not None or obj == user or bool(owner and getattr(obj, owner, None) == user)
+
+
 def _by_tenant(user: User, model: type[Model], path: str, right: Right) -> Q:
     mine = tenants(user, _effective(model, right))
     if _is_many(model, path):

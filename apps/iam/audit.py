@@ -52,7 +52,7 @@ def snapshot(obj: Model) -> dict[str, Any]:
     """The stored fields of an object as plain values, without anything secret; many-to-many as lists of names."""
     found: dict[str, Any] = {}
     for field in obj._meta.concrete_fields:
-        if isinstance(field, BinaryField) or field.related_model is Secret or _is_hidden(field.name):
+        if isinstance(field, BinaryField) or field.related_model is Secret or is_hidden(field.name):
             continue
         found[field.name] = field.value_from_object(obj)
     if not obj._state.adding:
@@ -97,14 +97,15 @@ def _chained(head: str, event: AuditEvent) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a field of this name holds something that nobody is shown, such as a hash."""
     return any(word in name.lower() for word in _HIDDEN)
 
 
 def _plain(value: Any) -> Any:
     """What JSON and PostgreSQL can hold, with values under secret-sounding names left out."""
     if isinstance(value, dict):
-        return {str(key): "…" if _is_hidden(str(key)) else _plain(one) for key, one in value.items()}
+        return {str(key): "…" if is_hidden(str(key)) else _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(one) for one in value]
     if isinstance(value, str):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth import password_validation
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
 from apps.errors import Conflict, Invalid
@@ -65,17 +68,36 @@ def invite(by: User, tenant: Tenant, role: str, *, username: str, password: str,
     if User.objects.filter(username__iexact=username).exists():
         raise Conflict(_("The user name is taken."), hint=_("Choose another one."))
     user.set_password(password)
-    user.save()
+    try:
+        with transaction.atomic():
+            user.save()
+    except IntegrityError:  # somebody else was quicker
+        raise Conflict(_("The user name is taken."), hint=_("Choose another one.")) from None
     audit.record(by, "user.added", user, tenant=tenant, detail={"username": username}, request=request)
     return add(by, tenant, user, role, request=request)
 
 
+@dataclass
+class Attempt:
+    was_right: bool = False
+
+
+@contextmanager
+def password_attempt(user: User) -> Iterator[Attempt]:
+    """Counts a guess of one's present password unless it ``was_right``; TooMany when there were too many."""
+    throttle.take("password", str(user.pk), limit=PASSWORD_TRIES, period=PASSWORD_PERIOD)
+    attempt = Attempt()
+    yield attempt
+    if attempt.was_right:
+        throttle.give_back("password", str(user.pk))
+
+
 def change_password(user: User, old: str, new: str, *, request: Any = None) -> None:
     """One's own. The old one is asked for, so that a token or an open browser is not enough to take an account."""
-    throttle.take("password", str(user.pk), limit=PASSWORD_TRIES, period=PASSWORD_PERIOD)
-    if not user.check_password(old):
+    with password_attempt(user) as attempt:
+        attempt.was_right = user.check_password(old)
+    if not attempt.was_right:
         raise Invalid(_("old: this is not your password."), hint=_("Ask an administrator if you have lost it."))
-    throttle.give_back("password", str(user.pk))
     _require_strong(new, user)
     user.set_password(new)
     with transaction.atomic():
