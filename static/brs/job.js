@@ -12,9 +12,10 @@
   };
   const duration = (seconds) => {
     const whole = Math.max(0, Math.round(seconds));
-    if (whole < 60) return `${whole} s`;
-    if (whole < 3600) return `${Math.floor(whole / 60)} min`;
-    return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+    const { words } = window.brsLive;
+    if (whole < 60) return words("seconds", whole);
+    if (whole < 3600) return words("minutes", Math.floor(whole / 60));
+    return words("hours", Math.floor(whole / 3600), Math.floor((whole % 3600) / 60));
   };
 
   const here = () => document.querySelector("[data-job][data-open]");
@@ -37,7 +38,7 @@
     const done = size(told.done_bytes);
     figure(stage, "bytes", told.total_bytes ? `${done} / ${size(told.total_bytes)}` : done);
     figure(stage, "rate", told.rate_bytes_s ? `${size(told.rate_bytes_s)}/s` : "");
-    figure(stage, "eta", task.eta_s ? `~ ${duration(task.eta_s)}` : "");
+    figure(stage, "eta", task.eta_s ? window.brsLive.words("left", duration(task.eta_s)) : "");
     figure(stage, "current", told.current || "");
   };
 

@@ -18,6 +18,12 @@
   const live = { socket: null, tries: 0, ready: false, pending: null, lastLook: 0, lostSince: 0, listeners: [] };
   window.brsLive = live;
 
+  /* What scripts say comes translated from templates/admin/base_site.html. */
+  live.words = (name, ...values) => {
+    const said = document.querySelector('meta[name="brs-words"]')?.dataset[name] || "";
+    return values.reduce((text, value, number) => text.replace(`{${number}}`, value), said);
+  };
+
   const watched = () => {
     const found = new Set();
     document.querySelectorAll("[data-watch]").forEach((element) => {
@@ -103,7 +109,7 @@
       icon.setAttribute("aria-hidden", "true");
       icon.textContent = "cloud_off";
       const words = document.createElement("span");
-      words.textContent = document.body.dataset.lostWords || "Connection lost. Trying again…";
+      words.textContent = live.words("lost");
       box.append(icon, words);
       document.body.append(box);
     }
@@ -202,7 +208,7 @@
   const save = (blob, disposition) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = (/filename="([^"]+)"/.exec(disposition) || [])[1] || "file";
+    link.download = (/filename="([^"]+)"/.exec(disposition) || [])[1] || live.words("file");
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
