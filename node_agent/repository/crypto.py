@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,14 @@ class Unauthenticated(Exception):
     """The message was not sealed with this key, or is damaged."""
 
 
+class _Contexts(threading.local):
+    """A thread's own cipher contexts of one key: making them costs more than sealing a small message."""
+
+    def __init__(self, key: Key) -> None:
+        self.stream = Cipher(algorithms.AES(key.encrypt), modes.CTR(bytes(NONCE_SIZE))).encryptor()
+        self.block = Cipher(algorithms.AES(key.mac_k), modes.ECB()).encryptor()
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One pair of keys: the repository's master key, or the user key that a password yields."""
@@ -42,12 +51,14 @@ class Key:
     encrypt: bytes = field(repr=False)  # 32, AES-256
     mac_k: bytes = field(repr=False)  # 16, AES-128
     mac_r: bytes = field(repr=False)  # 16, Poly1305 (clamped by the library)
+    _contexts: _Contexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (len(self.encrypt), len(self.mac_k), len(self.mac_r)) != (32, 16, 16):
             raise ValueError("a key has 32 + 16 + 16 bytes")
         if not (any(self.encrypt) and any(self.mac_k) and any(self.mac_r)):
             raise ValueError("a key of zeros is no key")
+        object.__setattr__(self, "_contexts", _Contexts(self))
 
     @classmethod
     def random(cls) -> Key:
@@ -60,7 +71,9 @@ class Key:
         nonce = os.urandom(NONCE_SIZE)
         sealed[:NONCE_SIZE] = nonce
         view = memoryview(sealed)
-        Cipher(algorithms.AES(self.encrypt), modes.CTR(nonce)).encryptor().update_into(plain, view[NONCE_SIZE:])
+        stream = self._contexts.stream
+        stream.reset_nonce(nonce)
+        stream.update_into(plain, view[NONCE_SIZE:])
         sealed[NONCE_SIZE + size :] = Poly1305.generate_tag(
             self._one_time_key(nonce), view[NONCE_SIZE : NONCE_SIZE + size]
         )
@@ -76,7 +89,9 @@ class Key:
             Poly1305.verify_tag(self._one_time_key(nonce), body, tag)
         except InvalidSignature:
             raise Unauthenticated("the tag does not match") from None
-        return Cipher(algorithms.AES(self.encrypt), modes.CTR(nonce)).decryptor().update(body)
+        stream = self._contexts.stream  # in counter mode decrypting is encrypting
+        stream.reset_nonce(nonce)
+        return stream.update(body)
 
     def derive(self, purpose: str) -> bytes:
         """32 secret bytes for another purpose, from which the key cannot be found."""
@@ -97,8 +112,7 @@ class Key:
             raise ValueError("not a key") from error
 
     def _one_time_key(self, nonce: bytes) -> bytes:
-        block = Cipher(algorithms.AES(self.mac_k), modes.ECB()).encryptor()
-        return self.mac_r + block.update(nonce)
+        return self.mac_r + self._contexts.block.update(nonce)
 
 
 @dataclass(frozen=True, slots=True)

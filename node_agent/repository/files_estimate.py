@@ -16,6 +16,9 @@ from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
 
 
+_DELAY_S = 1.0  # a run that ends before needs no bar, and no second look at every file
+
+
 @contextmanager
 def estimated(roots: Sequence[Path], excludes: Excludes, progress: Progress) -> Iterator[None]:
     """Count while the block runs; ends with it."""
@@ -30,6 +33,8 @@ def estimated(roots: Sequence[Path], excludes: Excludes, progress: Progress) -> 
 
 
 def _count(roots: Sequence[Path], excludes: Excludes, progress: Progress, done: threading.Event) -> None:
+    if done.wait(_DELAY_S):
+        return
     size = files = 0
     tops = {os.path.abspath(os.fsencode(root)) for root in roots}
     for top in tops:

@@ -35,6 +35,7 @@ class Folder:
     nodes: list[Node] = field(default_factory=list)
     digest: bytes | None = None
     cached: CachedFolder | None = None
+    _later: list[Callable[[], None]] = field(default_factory=list)
     _contents: list[tuple[Node, Content]] = field(default_factory=list)
     _folders: list[tuple[Node, Folder]] = field(default_factory=list)
     _subtrees: list[bytes] = field(default_factory=list)
@@ -48,12 +49,23 @@ class Folder:
         self.nodes.append(node)
         self._contents.append((node, content))
 
+    def add_later(self, add: Callable[[], None]) -> None:
+        """``add`` adds a file that is being read; it is called when the folder is stored."""
+        self._later.append(add)
+
     def add_folder(self, node: Node, folder: Folder) -> None:
         self.nodes.append(node)
         self._folders.append((node, folder))
 
+    @property
+    def weight(self) -> int:
+        """How many nodes it holds in memory."""
+        return len(self.nodes) + len(self._later)
+
     def store(self, writer: BlobWriter, load: Load) -> None:
         """Its folders must have been stored before. Frees the nodes. ``load`` reads a tree: raises DamagedError."""
+        for add in self._later:
+            add()
         self._subtrees = [folder.id() for _, folder in self._folders]
         if self.cached is not None and self._subtrees == self.cached.subtrees:
             self._id = self.cached.tree
@@ -64,7 +76,7 @@ class Folder:
                 node.subtree = subtree
             nodes = self.nodes if self.cached is None else self._merged(load(self.cached.tree))
             self._saved = writer.submit(BlobKind.TREE, encode_tree(nodes))
-        self.nodes, self._contents, self._folders = [], [], []
+        self.nodes, self._contents, self._folders, self._later = [], [], [], []
 
     def id(self) -> bytes:
         if self._id is None:
@@ -99,7 +111,7 @@ class TreeQueue:
 
     def finish(self, folder: Folder) -> None:
         self._waiting.append(folder)
-        self._nodes += len(folder.nodes)
+        self._nodes += folder.weight
         while len(self._waiting) > MAX_WAITING_FOLDERS or self._nodes > MAX_WAITING_NODES:
             self._store_oldest()
 
@@ -111,7 +123,7 @@ class TreeQueue:
 
     def _store_oldest(self) -> None:
         folder = self._waiting.popleft()
-        self._nodes -= len(folder.nodes)
+        self._nodes -= folder.weight
         folder.store(self._writer, self._load)
         if self._cache is not None and folder.digest is not None:
             self._stored.append(folder)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
 from node_agent.progress import Progress
+from node_agent.repository.chunking import MIN_SIZE
 from node_agent.repository.excludes import Excludes
 from node_agent.repository.files_listing import Entry, Listing, list_folder
 from node_agent.repository.files_meta import group_name, node_from_stat, proc_path, read_xattrs, user_name
 from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
 from node_agent.repository.files_roots import RootFolder
+from node_agent.repository.files_small import SmallFile, SmallFiles
 from node_agent.repository.files_trees import Folder, TreeQueue
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
@@ -28,6 +30,9 @@ from node_agent.repository.tree import Node, load_tree, node_type
 # A file whose change time is this close to the parent's start may have changed after it was read, within the
 # same tick of the file system's clock: it is read again.
 TICK_NS = 20_000_000
+
+
+_VANISHED = ("vanished", "It vanished while the backup ran.")
 
 
 @dataclass(slots=True)
@@ -107,6 +112,7 @@ class Walk:
         self._reader = FileReader(writer, repo.chunker, progress)
         # Owners from elsewhere are no part of what a folder looks like.
         self._cache = cache if not options.owners else None
+        self._small = SmallFiles(self._read_small)
         self._trees = TreeQueue(writer, self._load_cached, self._cache)
         self._linked: dict[tuple[int, int], _Linked] = {}
         self._root = b"/"
@@ -119,8 +125,9 @@ class Walk:
         """Store all roots; the id of the tree of ``/``, which is submitted but not flushed."""
         before = self._options.before
         known = _Before(bytes.fromhex(before.tree) if before is not None else None, self._load_nodes)
-        folder = self._store_root_folder(plan, known)[1] if plan.is_root else self._store_above(plan, known)
-        self._trees.drain()
+        with self._small:
+            folder = self._store_root_folder(plan, known)[1] if plan.is_root else self._store_above(plan, known)
+            self._trees.drain()
         return folder.id()
 
     # --- down to the roots ---
@@ -216,9 +223,9 @@ class Walk:
             else:
                 self._store_special(frame, path, name, on_disk, st)
         except FileNotFoundError:
-            self._leave_out(path, "vanished", "It vanished while the backup ran.")
+            self._leave_out(path, *_VANISHED)
         except OSError as error:
-            self._leave_out(path, "unreadable", f"It cannot be read: {error.strerror}.")
+            self._leave_out(path, *_unreadable(error))
         return None
 
     def _is_excluded(self, path: bytes, st: os.stat_result) -> bool:
@@ -307,24 +314,66 @@ class Walk:
             self._count(path, known.size)
             self._progress.add(done_bytes=known.size)
             return
-        fd = open_regular(on_disk, frame.fd)
+        file = SmallFile(path, name, known is not None)
+        if st.st_size <= MIN_SIZE and st.st_nlink == 1 and name is on_disk:
+            self._small.add(file, frame, frame.fd, st.st_size)
+            frame.folder.add_later(lambda: self._take_small(frame.folder, file))
+            return
+        self._read_file(frame.fd, on_disk, file, self._read)
+        self._take(frame.folder, file)
+
+    def _read_small(self, folder_fd: int, file: SmallFile) -> None:
+        """On a thread: touches nothing of the walk."""
+        try:
+            self._read_file(folder_fd, file.name, file, self._read_plain)
+        except FileNotFoundError:
+            file.issues.append(_VANISHED)
+        except OSError as error:
+            file.issues.append(_unreadable(error))
+
+    def _read_file(self, folder_fd: int, on_disk: bytes, file: SmallFile, read: _Read) -> None:
+        fd = open_regular(on_disk, folder_fd)
         try:
             st = os.fstat(fd)
             if not is_regular(st):
-                self._leave_out(path, "changed", "It was replaced by something else while the backup ran.")
+                file.issues.append(("changed", "It was replaced by something else while the backup ran."))
                 return
-            node = self._node(path, name, st)
-            node.xattrs = self._xattrs(fd, path)
-            content = self._read(fd, st, path)
+            node = self._node(file.path, file.name, st)
+            try:
+                node.xattrs = list(read_xattrs(fd))
+            except OSError as error:
+                file.issues.append(_no_xattrs(error))
+            file.content = read(fd, st, file)
+            node.size = file.content.size
+            file.node = node
         finally:
             os.close(fd)
-        node.size = content.size
-        frame.folder.add_file(node, content)
-        self.stats.new += known is None
-        self.stats.changed += known is not None
-        self._count(path, content.size)
 
-    def _read(self, fd: int, st: os.stat_result, path: bytes) -> Content:
+    def _take_small(self, folder: Folder, file: SmallFile) -> None:
+        self._small.wait(file)
+        self._take(folder, file)
+
+    def _take(self, folder: Folder, file: SmallFile) -> None:
+        """Put a file that was read into its folder."""
+        for code, message in file.issues:
+            self._leave_out(file.path, code, message)
+            folder.digest = None  # the tree does not hold all that the folder looks like
+        self.stats.read_bytes += file.read_bytes
+        if file.node is None or file.content is None:
+            return
+        folder.add_file(file.node, file.content)
+        self.stats.new += not file.known
+        self.stats.changed += file.known
+        self._count(file.path, file.content.size)
+
+    def _read_plain(self, fd: int, st: os.stat_result, file: SmallFile) -> Content:
+        result = self._reader.read(fd, st)
+        file.read_bytes = result.read_bytes
+        if result.changed:
+            file.issues.append(("changed", "It changed while it was read; the stored content may be mixed."))
+        return result.content
+
+    def _read(self, fd: int, st: os.stat_result, file: SmallFile) -> Content:
         """The file's content; of a hard link that was read under another name, the same."""
         key = (st.st_dev, st.st_ino)
         linked = self._linked.get(key)
@@ -334,13 +383,10 @@ class Walk:
                 del self._linked[key]
             self._progress.add(done_bytes=linked.content.size)
             return linked.content
-        result = self._reader.read(fd, st)
-        self.stats.read_bytes += result.read_bytes
-        if result.changed:
-            self._leave_out(path, "changed", "It changed while it was read; the stored content may be mixed.")
-        elif st.st_nlink > 1:
-            self._linked[key] = _Linked(result.content, st.st_nlink - 1)
-        return result.content
+        content = self._read_plain(fd, st, file)
+        if not file.issues and st.st_nlink > 1:
+            self._linked[key] = _Linked(content, st.st_nlink - 1)
+        return content
 
     def _store_special(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
         node = self._node(path, name, st)
@@ -367,7 +413,7 @@ class Walk:
         try:
             return list(read_xattrs(where, follow=follow))
         except OSError as error:
-            self._leave_out(path, "xattrs", f"Its extended attributes cannot be read: {error.strerror}.")
+            self._leave_out(path, *_no_xattrs(error))
             return []
 
     # --- the parent snapshot ---
@@ -393,3 +439,14 @@ class Walk:
     def _note_socket(self, path: bytes) -> None:
         message = "A socket: it is listed, but there is nothing to restore."
         self._issues.add(Issue(printable(path), "socket", message, Severity.NOTE))
+
+
+_Read = Callable[[int, os.stat_result, SmallFile], Content]
+
+
+def _unreadable(error: OSError) -> tuple[str, str]:
+    return "unreadable", f"It cannot be read: {error.strerror}."
+
+
+def _no_xattrs(error: OSError) -> tuple[str, str]:
+    return "xattrs", f"Its extended attributes cannot be read: {error.strerror}."

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from node_agent.errors import DamagedError
 from node_agent.repository.backend.base import Backend, Buffer, Kind
@@ -41,8 +42,7 @@ class BlobKind(StrEnum):
     TREE = "tree"
 
 
-@dataclass(frozen=True, slots=True)
-class PackedBlob:
+class PackedBlob(NamedTuple):
     """Where a blob lies in its pack. ``raw_length`` is 0 for a blob that is stored uncompressed."""
 
     kind: BlobKind
