@@ -16,6 +16,7 @@ from node_agent.cli_session import (
     human_size,
     lock_wait_s,
     open_repository,
+    open_store,
     print_json,
     progress_shown,
     read_password,
@@ -28,7 +29,7 @@ from node_agent.drivers.image import open_image
 from node_agent.errors import ConfigError, SnapshotNotFound, SourceError
 from node_agent.items import Extent, Issue, Issues, printable
 from node_agent.progress import Progress
-from node_agent.repository.backend import open_backend
+from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
 from node_agent.repository.image import ImageBackup, backup_images
 from node_agent.repository.publish import BackupResult
@@ -40,9 +41,9 @@ _MAX_EXTENTS_FILE = 1 << 30
 
 
 def init(args: argparse.Namespace) -> int:
-    url = repository_url(args)
+    url = redacted(repository_url(args))
     password = read_password(args)
-    repo = Repository.init(open_backend(url), password)
+    repo = Repository.init(open_store(args), password)
     if wants_json(args):
         print_json({"message_type": "initialized", "id": repo.id, "repository": url})
     else:

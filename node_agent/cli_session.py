@@ -19,9 +19,11 @@ from node_agent.items import Issue, Issues, Severity
 from node_agent.progress import Counters, Progress
 
 if TYPE_CHECKING:
+    from node_agent.repository.backend import Backend
     from node_agent.repository.repository import Repository
 
 REDRAW_S = 0.5
+_STORE_OPTION = "option:"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -29,6 +31,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options of every repository command; accepted before and after the command's name."""
     absent = argparse.SUPPRESS
     parser.add_argument("--repo", "-r", metavar="URL", default=absent, help="repository (RESTIC_REPOSITORY)")
+    parser.add_argument(
+        "--option", "-o", metavar="NAME=VALUE", action=AddOption, default=absent, help="of the store; may be repeated"
+    )
     parser.add_argument("--password-file", "-p", metavar="FILE", default=absent, help="file with the password")
     parser.add_argument("--cache-dir", metavar="DIR", default=absent, help="index cache (BRS_CACHE_DIR, ~/.cache/brs)")
     parser.add_argument("--no-cache", action="store_true", default=absent, help="keep no cache of the index on disk")
@@ -37,6 +42,23 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait-lock", type=float, metavar="SECONDS", default=absent, help="wait for another program's lock"
     )
+
+
+class AddOption(argparse.Action):
+    """Gathers ``--option name=value`` given before and after the command's name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        name, equals, value = str(values).partition("=")
+        if not name or not equals:
+            parser.error(f"--option needs NAME=VALUE, not {values!s}")
+        # One attribute for each: a command's own namespace replaces attributes of the same name given before it.
+        setattr(namespace, _STORE_OPTION + name, value)
 
 
 def option(args: argparse.Namespace, name: str, default: object = None) -> object:
@@ -97,12 +119,18 @@ def cache_dir(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> 
     return Path(base) / "brs"
 
 
-def open_repository(args: argparse.Namespace) -> Repository:
+def open_store(args: argparse.Namespace) -> Backend:
+    """The store that --repo names, with the options of --option."""
     from node_agent.repository.backend import open_backend
+
+    given = {name.removeprefix(_STORE_OPTION): v for name, v in vars(args).items() if name.startswith(_STORE_OPTION)}
+    return open_backend(repository_url(args), given)
+
+
+def open_repository(args: argparse.Namespace) -> Repository:
     from node_agent.repository.repository import Repository
 
-    backend = open_backend(repository_url(args))
-    return Repository.open(backend, read_password(args), cache_dir=cache_dir(args))
+    return Repository.open(open_store(args), read_password(args), cache_dir=cache_dir(args))
 
 
 def lock_wait_s(args: argparse.Namespace) -> float:

@@ -17,9 +17,9 @@ from node_agent.repository.backend.base import Backend, Kind, ObjectInfo
 from node_agent.repository.backend.limits import LimitedBackend, bandwidth_of
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.backend.retry import MAX_S, RetryingBackend
-from node_agent.repository.backend.settings import Settings
+from node_agent.repository.backend.settings import Settings, redacted
 
-__all__ = ["Backend", "Kind", "ObjectInfo", "open_backend"]
+__all__ = ["Backend", "Kind", "ObjectInfo", "open_backend", "redacted"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):")
 _CONNECTIONS = {"local": 16, "sftp": 4}

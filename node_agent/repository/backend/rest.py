@@ -200,7 +200,7 @@ class RestBackend(Backend):
         if status == 401:
             raise BackendError(
                 f"{self.url} refuses the user or the password ({reason}).",
-                hint="Check RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, or those in the address.",
+                hint="Check user and password: RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD, or those in the address.",
             )
         if status in (403, 405) and writing:
             raise BackendReadOnly(

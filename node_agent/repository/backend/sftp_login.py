@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import logging
 import posixpath
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from node_agent.repository.backend.sftp_session import Broken, Session
 
 _CONNECT_S = 15
 _KEEPALIVE_S = 30
+_SILENT = "node_agent.paramiko"
+logging.getLogger(_SILENT).setLevel(logging.CRITICAL)  # it logs a traceback of all that it raises, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Login:
     def connect(self) -> Session:
         """Raises BackendUnavailable when nobody answers, BackendError when one side does not trust the other."""
         client = paramiko.SSHClient()
+        client.set_log_channel(_SILENT)
         try:
             self._trust(client)
             self._log_in(client)
@@ -100,6 +104,8 @@ class Login:
         except paramiko.BadHostKeyException as error:
             raise _not_pinned(self.url, error.key) from error
         except paramiko.AuthenticationException as error:
+            if "saw EOF" in str(error) or "timeout" in str(error).lower():  # cut off in the middle, not refused
+                self._raise(error)
             raise BackendError(
                 f"{self.url} refuses the login: {error}.", hint="Check the user, and the key or the password."
             ) from error
