@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import tempfile
@@ -170,6 +171,51 @@ async def test_an_application_that_swallows_the_error_cannot_turn_it_into_its_ow
 
     sent = await call(swallows, [b"x" * 2000])
     assert [message["status"] for message in sent if "status" in message] == [413]
+
+
+async def test_a_body_that_never_ends_is_refused_after_its_time() -> None:
+    """One byte, then silence: such requests would be held, and their memory with them, for as long as they like."""
+    sent: list[Message] = []
+    waiting = [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive() -> Message:
+        if waiting:
+            return waiting.pop()
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    slow = BodyLimit(reads_all, lambda _path: LIMIT, body_s=0.1)
+    await asyncio.wait_for(slow({"type": "http", "path": "/", "headers": []}, receive, send), 5)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_an_answer_may_take_longer_than_the_body() -> None:
+    """A long poll listens for its node to hang up."""
+
+    async def polls(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(receive(), 0.3)
+        await reads_all(scope, answers, send)
+
+    async def answers() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    first = [await answers()]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return first.pop() if first else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "headers": []}
+    await BodyLimit(polls, lambda _path: LIMIT, body_s=0.1)(scope, receive, send)
+    assert sent[0]["status"] == 200
 
 
 async def test_what_is_no_http_request_passes_untouched() -> None:
