@@ -43,9 +43,13 @@ LEASE_TOKEN_HEADER = "X-Lease-Token"
 LIST_KEEP = 1000  # left-out items that travel with a result; all are counted
 
 
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]  # what a database can keep
+
+
 class Wire(BaseModel):
     # hide_input_in_errors: a body that cannot be read may hold passwords, and errors end up in logs.
-    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+    # NaN and infinity are no JSON, and no database keeps them.
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class ErrorBody(Wire):
@@ -107,7 +111,7 @@ class Capabilities(Wire):
     labels: list[str] = []  # from node.toml, such as "zone:a"
     roots: Roots = Roots()
     slots: int = 2
-    staging_bytes: int = 0  # free bytes in the staging folder; 0 = no disk staging
+    staging_bytes: Bytes = 0  # free bytes in the staging folder; 0 = no disk staging
 
 
 # --- enrolment ------------------------------------------------------------------------------------
@@ -398,8 +402,8 @@ class ProbeCheck(Wire):
 class ProbeResult(Wire):
     kind: Literal["probe"] = "probe"
     checks: list[ProbeCheck]
-    total_bytes: int = 0
-    free_bytes: int = 0
+    total_bytes: Bytes = 0
+    free_bytes: Bytes = 0
 
 
 class DoneResult(Wire):
@@ -425,7 +429,7 @@ class CompleteReport(Wire):
     outcome: Outcome = Outcome.SUCCEEDED
     result: Result
     left_out: list[LeftOut] = Field(default=[], max_length=LIST_KEEP)
-    left_out_count: int = 0
+    left_out_count: int = Field(default=0, ge=0, lt=2**31)
     notes_count: int = 0
     last: ProgressReport | None = None
 

@@ -2,8 +2,8 @@
 
 Tokens rotate. The new one is valid from the answer on, the old one until the new one is used for the first time.
 A superseded token that shows up later was copied: the node is quarantined (the server cannot know which of the two is
-the thief) until an operator enrols it anew. Within LATE_S of the change it is only refused: a request that the node gave
-up waiting for may still have been on its way.
+the thief) until an operator enrols it anew. Within LATE_S of the change it is only refused: a request that the node
+gave up waiting for may still have been on its way.
 """
 
 from __future__ import annotations

@@ -66,6 +66,10 @@ THREADS = 8
 LOOK_AGAIN_S = 15.0
 SETTLE_S = 1.0  # a poll that has only cancellations to tell waits this long: its node asks again at once
 
+_NUL = re.compile(
+    rb"(?<!\\)((?:\\\\)*)\\u0000"
+)  # PostgreSQL keeps no NUL: it becomes its picture, as in the audit trail
+
 _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="node-api")
 _wakeups = Wakeups()
 
@@ -93,7 +97,7 @@ class Request:
 
     def parsed(self, kind: type[Told]) -> Told:
         try:
-            return kind.model_validate_json(self.body)
+            return kind.model_validate_json(_NUL.sub(rb"\1\\u2400", self.body))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "body"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,11 @@ import httpx
 import pytest
 from channels.db import database_sync_to_async
 from django.conf import settings
+from django.db.models import Q
 from django.utils import timezone
 
 from apps.catalog.models import Directory, RestorePoint
+from apps.inventory.models import Node
 from apps.jobs import lease, node_api, spool
 from apps.jobs.models import Download, JobKind, State, Task
 from node_agent.protocol import (
@@ -26,6 +29,7 @@ from node_agent.protocol import (
     DownloadResult,
     Entry,
     LeaseReply,
+    LogEntry,
     ReleaseReport,
     TaskKind,
 )
@@ -96,6 +100,43 @@ async def test_a_malformed_body_is_400_and_names_the_field(world, body):
     answer = await call("POST", "/lease", body, signed(world.alpha.node_token))
     assert answer.status_code == 400
     assert answer.json()["code"] == "malformed" and answer.json()["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1", "1" + "0" * 30])
+@pytest.mark.parametrize("field", ["staging_bytes", "node_time"])
+async def test_a_number_that_no_database_keeps_is_400(world, field, number):
+    told = wire(request_for(world.alpha.node, capabilities=capabilities(staging_bytes=4711)))
+    broken = told.replace(b"4711", number.encode()) if field == "staging_bytes" else told
+    if field == "node_time":
+        broken = re.sub(rb'"node_time":"[^"]*"', b'"node_time":' + number.encode(), told)
+    answer = await call("POST", "/lease", broken, signed(world.alpha.node_token))
+    assert answer.status_code == 400 or (field, number) == ("node_time", "-1")  # a moment before 1970
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("rate_bytes_s", "NaN"), ("rate_bytes_s", "1e999"), ("age_s", "NaN"), ("left_out_count", "-1")],
+)
+async def test_reports_with_such_numbers_are_400_and_change_nothing(world, field, number):
+    task = await in_thread(add_backup, world.alpha)
+    handed = await in_thread(take, world.alpha.node)
+    verb = "complete" if field == "left_out_count" else "progress"
+    report = done(handed.token) if verb == "complete" else working(handed.token, log=[LogEntry(seq=1, message="x")])
+    body = re.sub(rf'"{field}":[-0-9.]+'.encode(), f'"{field}":{number}'.encode(), wire(report))
+    assert number.encode() in body
+    answer = await call("POST", f"/tasks/{task.pk}/{verb}", body, signed(world.alpha.node_token))
+    assert answer.status_code == 400
+    assert await in_thread(state_of, task) == (State.LEASED, State.LEASED)
+
+
+async def test_a_nul_in_a_text_is_kept_as_its_picture_and_a_written_one_as_it_is(world):
+    """PostgreSQL keeps no NUL. A backslash before it that is text itself stays."""
+    told = wire(request_for(world.alpha.node, capabilities=capabilities(hostname="a?b", system="c?d", version="e?f")))
+    told = told.replace(b"a?b", rb"a\u0000b").replace(b"c?d", rb"c\\u0000d").replace(b"e?f", rb"\\\u0000f")
+    answer = await call("POST", "/lease", told, signed(world.alpha.node_token))
+    assert answer.status_code == 200
+    node = await in_thread(Node.objects.get, Q(pk=world.alpha.node.pk))
+    assert (node.hostname, node.system, node.version) == ("a\u2400b", "c\\u0000d", "\\\u2400f")
 
 
 async def test_what_a_malformed_body_held_is_not_told_back(world):
