@@ -42,7 +42,7 @@ CHECK_EVERY_S = 60.0
 GATHER_S = 0.25  # several changes of one job within this time are told as one
 WATCH_AT_MOST = 50
 LISTS = ("overview", "jobs")
-NOT_SIGNED_IN, SESSION_ENDED = 4401, 4403
+NOT_SIGNED_IN, SESSION_ENDED, CHECK_FAILED = 4401, 4403, 4503
 
 
 @dataclass
@@ -192,7 +192,19 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
     async def _check_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(self.check_every_s)
-            await self._check()
+            try:
+                await self._check()
+                await self._rejoin()
+            except Exception:
+                # Whose rights cannot be looked up hears nothing more; the browser comes again by itself.
+                log.exception("a live stream could not be checked; it is closed")
+                await self.close(code=CHECK_FAILED)
+                return
+
+    async def _rejoin(self) -> None:
+        """The channel layer forgets members of a group after a day; a page may stay open for longer."""
+        for group in (self.own_group, *self.list_groups, *(publish.job_group(one.id) for one in self.jobs.values())):
+            await self.channel_layer.group_add(group, self.channel_name)
 
     async def _check(self) -> None:
         user = await self._in_thread(lambda: _still_signed_in(self.scope))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from channels.db import database_sync_to_async
+from channels.layers import get_channel_layer
 from channels.routing import URLRouter
 from django.conf import settings
 from django.db import transaction
@@ -155,6 +156,37 @@ async def test_rights_that_were_withdrawn_behind_our_back_are_noticed_by_the_reg
         await until(talk, of_type("job"))
         await in_thread(lambda: Membership.objects.filter(user=world.viewer).update(role="gone"))
         await until(talk, of_type("denied"))
+
+
+async def test_a_stream_whose_rights_cannot_be_looked_up_is_closed(world, monkeypatch):
+    """Before, one failed look ended all later ones, and the stream went on for as long as the page stayed open."""
+    monkeypatch.setattr(LiveConsumer, "check_every_s", 0.2)
+    async with stream(world.viewer) as talk:
+        monkeypatch.setattr(consumers, "_still_signed_in", lambda _scope: 1 / 0)
+        message = await talk.receive_output(5)
+        assert (message["type"], message["code"]) == ("websocket.close", consumers.CHECK_FAILED)
+
+
+async def test_a_page_that_stays_open_for_days_goes_on_hearing(world, monkeypatch):
+    """The channel layer forgets members of a group after a day; here after the blink of an eye."""
+    monkeypatch.setattr(LiveConsumer, "check_every_s", 0.2)
+    task = await in_thread(add_backup, world.alpha)
+    async with stream(world.viewer) as talk:
+        await talk.send_json({"watch": [f"job:{task.job_id}", "jobs"]})
+        await until(talk, of_type("job"))
+        layer = get_channel_layer()
+        joined = {publish.job_group(task.job_id), publish.tenant_group(world.alpha.tenant.pk)}
+        added: set[str] = set()
+        real = layer.group_add
+
+        async def seen(group, channel):
+            added.add(group)
+            await real(group, channel)
+
+        monkeypatch.setattr(layer, "group_add", seen)
+        async with asyncio.timeout(5):
+            while not joined <= added:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_deactivated_user_is_cut_off(world):
