@@ -98,9 +98,10 @@ class ObjectStoreBackend(Backend):
                 self._put_once(path, content)
             else:
                 obstore.put(self._store, path, content, use_multipart=False)
-        except (AlreadyExistsError, PreconditionError):
-            raise RepositoryExists(f"There is already a repository at {self.url}.") from None
         except _FOREIGN as error:
+            conflict = isinstance(error, AlreadyExistsError | PreconditionError)
+            if kind is Kind.CONFIG and conflict and not _IMMUTABLE.search(str(error)):
+                raise RepositoryExists(f"There is already a repository at {self.url}.") from None
             self._raise(error, "written", kind, name, writing=True)
 
     def get(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -206,6 +207,8 @@ class ObjectStoreBackend(Backend):
             ) from None
         if isinstance(error, FileNotFoundError):
             raise self._missing(kind, name) from None
+        if status == 507 or _FULL.search(text):
+            raise BackendFull(f"The destination {self.url} has no space left: {reason}.") from None
         if (
             isinstance(error, PermissionDeniedError | UnauthenticatedError)
             or status in (401, 403)
@@ -214,8 +217,6 @@ class ObjectStoreBackend(Backend):
             message = f"{self.url}: {what} may not be {done}: {reason}."
             hint = "Check the credentials and what they are allowed to do in this bucket."
             raise (BackendReadOnly if writing else BackendError)(message, hint=hint) from None
-        if status == 507 or _FULL.search(text):
-            raise BackendFull(f"The destination {self.url} has no space left: {reason}.") from None
         if (
             status in (408, 425, 429)
             or "ConditionalRequestConflict" in text

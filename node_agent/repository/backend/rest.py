@@ -165,7 +165,10 @@ class RestBackend(Backend):
 
     def _entries(self, answer: httpx.Response) -> Iterator[tuple[str, int]]:
         try:
-            for entry in answer.json():
+            entries = answer.json()
+            if not isinstance(entries, list | None):
+                raise TypeError("no list")
+            for entry in entries or ():  # rest-server writes an empty list as null
                 name, size = str(entry["name"]), int(entry["size"])
                 if is_object_name(name):
                     yield name, size
