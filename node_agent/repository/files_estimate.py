@@ -15,7 +15,6 @@ from pathlib import Path
 from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
 
-
 _DELAY_S = 1.0  # a run that ends before needs no bar, and no second look at every file
 
 

@@ -57,6 +57,7 @@ class Content:
 class ReadFile:
     content: Content
     read_bytes: int
+    counted: bool  # whether the progress was told of them, as they came
     changed: bool  # size or time differ from what they were before reading
 
 
@@ -89,7 +90,7 @@ class FileReader:
             read = self._read_large(fd, before, content)
         after = os.fstat(fd)
         changed = content.size != before.st_size or _version(after) != _version(before)
-        return ReadFile(content, read, changed)
+        return ReadFile(content, read, before.st_size > MIN_SIZE, changed)
 
     def _read_small(self, fd: int, size: int, content: Content) -> int:
         data = os.read(fd, size)
@@ -100,7 +101,6 @@ class FileReader:
             data += more
         if data:
             content.add(self._writer.submit(BlobKind.DATA, data), len(data))
-        self._progress.add(done_bytes=len(data), read_bytes=len(data))
         return len(data)
 
     def _read_large(self, fd: int, before: os.stat_result, content: Content) -> int:

@@ -32,6 +32,7 @@ class SmallFile:
     node: Node | None = None
     content: Content | None = None
     read_bytes: int = 0
+    counted: bool = False  # by the progress
     issues: list[tuple[str, str]] = field(default_factory=list)
     batch: _Batch | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
@@ -32,6 +32,7 @@ from node_agent.repository.tree import Node, load_tree, node_type
 TICK_NS = 20_000_000
 
 
+_TOLD_AT_ONCE = 64  # files
 _VANISHED = ("vanished", "It vanished while the backup ran.")
 
 
@@ -88,6 +89,15 @@ class _Frame:
 
 
 @dataclass(slots=True)
+class _Tally:
+    """What the progress was not told of yet: its lock costs more than looking at a small file."""
+
+    done_files: int = 0
+    done_bytes: int = 0
+    read_bytes: int = 0
+
+
+@dataclass(slots=True)
 class _Linked:
     """A file with several names, some of them not met yet."""
 
@@ -119,6 +129,7 @@ class Walk:
         self._device = 0
         self._recordable_ns = time.time_ns() - TICK_NS
         self._fresh_ns = 0 if options.before is None else int(options.before.time.timestamp() * 1e9) - TICK_NS
+        self._tally = _Tally()
         self.stats = WalkStats()
 
     def store(self, plan: RootFolder) -> bytes:
@@ -128,6 +139,7 @@ class Walk:
         with self._small:
             folder = self._store_root_folder(plan, known)[1] if plan.is_root else self._store_above(plan, known)
             self._trees.drain()
+        self._tell()
         return folder.id()
 
     # --- down to the roots ---
@@ -311,8 +323,8 @@ class Walk:
         if known is not None and self._is_unchanged(known, st):
             frame.folder.add(replace(known, device_id=st.st_dev, links=st.st_nlink))
             self.stats.unmodified += 1
+            self._tally.done_bytes += known.size
             self._count(path, known.size)
-            self._progress.add(done_bytes=known.size)
             return
         file = SmallFile(path, name, known is not None)
         if st.st_size <= MIN_SIZE and st.st_nlink == 1 and name is on_disk:
@@ -359,6 +371,9 @@ class Walk:
             self._leave_out(file.path, code, message)
             folder.digest = None  # the tree does not hold all that the folder looks like
         self.stats.read_bytes += file.read_bytes
+        if not file.counted:
+            self._tally.read_bytes += file.read_bytes
+            self._tally.done_bytes += file.read_bytes
         if file.node is None or file.content is None:
             return
         folder.add_file(file.node, file.content)
@@ -368,7 +383,7 @@ class Walk:
 
     def _read_plain(self, fd: int, st: os.stat_result, file: SmallFile) -> Content:
         result = self._reader.read(fd, st)
-        file.read_bytes = result.read_bytes
+        file.read_bytes, file.counted = result.read_bytes, result.counted
         if result.changed:
             file.issues.append(("changed", "It changed while it was read; the stored content may be mixed."))
         return result.content
@@ -429,8 +444,14 @@ class Walk:
 
     def _count(self, path: bytes, size: int) -> None:
         self.stats.size_bytes += size
-        self._progress.add(done_files=1)
-        self._progress.set(current=printable(path))
+        self._tally.done_files += 1
+        if self._tally.done_files >= _TOLD_AT_ONCE:
+            self._progress.set(current=printable(path))
+            self._tell()
+
+    def _tell(self) -> None:
+        self._progress.add(**asdict(self._tally))
+        self._tally = _Tally()
 
     def _leave_out(self, path: bytes, code: str, message: str) -> None:
         self._issues.add(Issue(printable(path), code, message))
