@@ -16,8 +16,9 @@ from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes
 from node_agent.repository.files_estimate import estimated
+from node_agent.repository.files_frames import WalkOptions
 from node_agent.repository.files_roots import plan_roots
-from node_agent.repository.files_walk import Walk, WalkOptions
+from node_agent.repository.files_walk import Walk
 from node_agent.repository.folder_cache import FolderCache
 from node_agent.repository.lock import Lock
 from node_agent.repository.publish import BackupResult, Facts, publish

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
 from node_agent.progress import Progress
 from node_agent.repository.chunking import MIN_SIZE
-from node_agent.repository.excludes import Excludes
+from node_agent.repository.files_frames import Before, Frame, Linked, Tally, WalkOptions, WalkStats
 from node_agent.repository.files_listing import Entry, Listing, list_folder
 from node_agent.repository.files_meta import group_name, node_from_stat, proc_path, read_xattrs, user_name
 from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
@@ -24,7 +24,6 @@ from node_agent.repository.files_small import SmallFile, SmallFiles
 from node_agent.repository.files_trees import Folder, TreeQueue
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
-from node_agent.repository.snapshot import Snapshot
 from node_agent.repository.tree import Node, load_tree, node_type
 
 # A file whose change time is this close to the parent's start may have changed after it was read, within the
@@ -34,75 +33,6 @@ TICK_NS = 20_000_000
 
 _TOLD_AT_ONCE = 64  # files
 _VANISHED = ("vanished", "It vanished while the backup ran.")
-
-
-@dataclass(slots=True)
-class WalkOptions:
-    excludes: Excludes
-    before: Snapshot | None = None
-    one_file_system: bool = False
-    owners: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)  # of paths whose copy has another owner
-
-
-@dataclass(slots=True)
-class WalkStats:
-    size_bytes: int = 0
-    read_bytes: int = 0
-    new: int = 0
-    changed: int = 0
-    unmodified: int = 0
-    dirs: int = 0
-
-    @property
-    def files(self) -> int:
-        return self.new + self.changed + self.unmodified
-
-
-@dataclass(slots=True)
-class _Before:
-    """A folder of the parent snapshot, if it was there; its nodes are read once somebody asks for one."""
-
-    tree: bytes | None
-    load: Callable[[bytes], Sequence[Node]]
-    nodes: dict[bytes, Node] | None = None
-
-    def node(self, name: bytes) -> Node | None:
-        if self.nodes is None:
-            self.nodes = {node.name: node for node in self.load(self.tree)} if self.tree is not None else {}
-        return self.nodes.get(name)
-
-    def folder(self, name: bytes) -> _Before:
-        known = self.node(name)
-        return _Before(known.subtree if known is not None else None, self.load)
-
-
-@dataclass(slots=True)
-class _Frame:
-    """One open folder of the walk. ``subtrees``: those of its folders, if it looks as in the cache of folders."""
-
-    path: bytes
-    fd: int
-    entries: Iterator[Entry]
-    before: _Before
-    folder: Folder = field(default_factory=Folder)
-    subtrees: dict[bytes, bytes] | None = None
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the progress was not told of yet: its lock costs more than looking at a small file."""
-
-    done_files: int = 0
-    done_bytes: int = 0
-    read_bytes: int = 0
-
-
-@dataclass(slots=True)
-class _Linked:
-    """A file with several names, some of them not met yet."""
-
-    content: Content
-    left: int
 
 
 class Walk:
@@ -124,18 +54,18 @@ class Walk:
         self._cache = cache if not options.owners else None
         self._small = SmallFiles(self._read_small)
         self._trees = TreeQueue(writer, self._load_cached, self._cache)
-        self._linked: dict[tuple[int, int], _Linked] = {}
+        self._linked: dict[tuple[int, int], Linked] = {}
         self._root = b"/"
         self._device = 0
         self._recordable_ns = time.time_ns() - TICK_NS
         self._fresh_ns = 0 if options.before is None else int(options.before.time.timestamp() * 1e9) - TICK_NS
-        self._tally = _Tally()
+        self._tally = Tally()
         self.stats = WalkStats()
 
     def store(self, plan: RootFolder) -> bytes:
         """Store all roots; the id of the tree of ``/``, which is submitted but not flushed."""
         before = self._options.before
-        known = _Before(bytes.fromhex(before.tree) if before is not None else None, self._load_nodes)
+        known = Before(bytes.fromhex(before.tree) if before is not None else None, self._load_nodes)
         with self._small:
             folder = self._store_root_folder(plan, known)[1] if plan.is_root else self._store_above(plan, known)
             self._trees.drain()
@@ -144,7 +74,7 @@ class Walk:
 
     # --- down to the roots ---
 
-    def _store_above(self, plan: RootFolder, before: _Before) -> Folder:
+    def _store_above(self, plan: RootFolder, before: Before) -> Folder:
         folder = Folder()
         for name, child in sorted(plan.children.items()):
             if not child.is_root:
@@ -161,7 +91,7 @@ class Walk:
         self._trees.finish(folder)
         return folder
 
-    def _store_root_folder(self, root: RootFolder, before: _Before) -> tuple[os.stat_result, Folder]:
+    def _store_root_folder(self, root: RootFolder, before: Before) -> tuple[os.stat_result, Folder]:
         path = root.path
         try:
             fd = os.open(root.real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -173,7 +103,7 @@ class Walk:
         self._descend(first)
         return st, first.folder
 
-    def _store_root_file(self, root: RootFolder, name: bytes, before: _Before, folder: Folder) -> None:
+    def _store_root_file(self, root: RootFolder, name: bytes, before: Before, folder: Folder) -> None:
         """A root that is no folder, perhaps reached through a link: read in the folder it really lies in."""
         path, real = root.path, os.path.realpath(root.real)
         self._root = os.path.dirname(path)
@@ -182,14 +112,14 @@ class Walk:
         except OSError as error:
             raise SourceError(f"The path {printable(path)} cannot be read: {error.strerror}.") from error
         try:
-            frame = _Frame(path, fd, iter(()), before, folder)
+            frame = Frame(path, fd, iter(()), before, folder)
             self._visit(frame, path, name, os.path.basename(real))
         finally:
             os.close(fd)
 
     # --- below a root ---
 
-    def _descend(self, first: _Frame) -> None:
+    def _descend(self, first: Frame) -> None:
         stack = [first]
         try:
             while stack:
@@ -212,8 +142,8 @@ class Walk:
                 os.close(frame.fd)
 
     def _visit(
-        self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result | None = None
-    ) -> _Frame | None:
+        self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result | None = None
+    ) -> Frame | None:
         """Store one entry; a folder to go into comes back as a frame.
 
         ``name`` is what the snapshot calls it, ``on_disk`` what it is called in the open folder.
@@ -244,7 +174,7 @@ class Walk:
         excludes = self._options.excludes
         return bool(excludes) and excludes.match(path, self._root, node_type(st.st_mode) == "dir")
 
-    def _enter(self, frame: _Frame, path: bytes, name: bytes) -> _Frame | None:
+    def _enter(self, frame: Frame, path: bytes, name: bytes) -> Frame | None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
         st = os.fstat(fd)
         # In a folder that looks as it did, the folders' nodes are known, too.
@@ -259,11 +189,11 @@ class Walk:
             child = self._open_frame(path, fd, frame.before.folder(name))
             node.xattrs = self._xattrs(child.fd, path)
         else:
-            child = self._open_frame(path, fd, _Before(frame.subtrees[name], self._load_nodes))
+            child = self._open_frame(path, fd, Before(frame.subtrees[name], self._load_nodes))
         frame.folder.add_folder(node, child.folder)
         return child
 
-    def _open_frame(self, path: bytes, fd: int, before: _Before) -> _Frame:
+    def _open_frame(self, path: bytes, fd: int, before: Before) -> Frame:
         """Takes over ``fd``; raises OSError when the folder cannot be listed."""
         try:
             listing = list_folder(fd, path, self._root, self._options.excludes, self._options.one_file_system)
@@ -274,16 +204,16 @@ class Walk:
         cached = self._find_cached(before, listing)
         if cached is None:
             digest = listing.digest if listing.newest_ns < self._recordable_ns else None
-            return _Frame(path, fd, iter(listing), before, Folder(digest=digest))
+            return Frame(path, fd, iter(listing), before, Folder(digest=digest))
         self._take_over(path, listing)
         digest = listing.digest
         subtrees = dict(zip(listing.folders, cached.subtrees, strict=True))
         entries: Iterator[Entry] = ((name, None) for name in listing.folders)
-        return _Frame(path, fd, entries, before, Folder(digest=digest, cached=cached), subtrees)
+        return Frame(path, fd, entries, before, Folder(digest=digest, cached=cached), subtrees)
 
     # --- folders that look as they did ---
 
-    def _find_cached(self, before: _Before, listing: Listing) -> CachedFolder | None:
+    def _find_cached(self, before: Before, listing: Listing) -> CachedFolder | None:
         if self._cache is None or before.tree is None or listing.newest_ns >= self._fresh_ns:
             return None
         cached = self._cache.find(before.tree)
@@ -318,7 +248,7 @@ class Walk:
             node.user, node.group = user_name(node.uid), group_name(node.gid)
         return node
 
-    def _store_file(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
+    def _store_file(self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
         known = frame.before.node(name)
         if known is not None and self._is_unchanged(known, st):
             frame.folder.add(replace(known, device_id=st.st_dev, links=st.st_nlink))
@@ -400,10 +330,10 @@ class Walk:
             return linked.content
         content = self._read_plain(fd, st, file)
         if not file.issues and st.st_nlink > 1:
-            self._linked[key] = _Linked(content, st.st_nlink - 1)
+            self._linked[key] = Linked(content, st.st_nlink - 1)
         return content
 
-    def _store_special(self, frame: _Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
+    def _store_special(self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
         node = self._node(path, name, st)
         if node.type == "symlink":
             node.linktarget = os.fsencode(os.readlink(on_disk, dir_fd=frame.fd))
@@ -451,7 +381,7 @@ class Walk:
 
     def _tell(self) -> None:
         self._progress.add(**asdict(self._tally))
-        self._tally = _Tally()
+        self._tally = Tally()
 
     def _leave_out(self, path: bytes, code: str, message: str) -> None:
         self._issues.add(Issue(printable(path), code, message))
