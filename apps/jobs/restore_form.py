@@ -94,6 +94,10 @@ class TargetForm(forms.Form):
             self.fields["where"].choices = WHERE[:1]
             self.fields["where"].help_text = _("Restoring to the same place needs the role Administrator.")
         if self.image:
+            words = dict(self.fields["where"].choices) | {
+                ELSEWHERE: _("To another file (safe: the disk stays as it is)")
+            }
+            self.fields["where"].choices = list(words.items())
             self.fields["path"].label = _("File to write")
             self.fields["path"].help_text = _("The disk image is written to this file.")
         else:

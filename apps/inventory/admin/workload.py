@@ -199,7 +199,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             when=lambda workload: not workload.excluded,
         ),
         "full": Verb(
-            label=gettext_lazy("Back up, reading everything"),
+            label=gettext_lazy("Full backup"),
             icon="sync",
             right=Right.OPERATE,
             run=lambda request, workload, _data: requests.backup_now(request.user, workload, full=True),
