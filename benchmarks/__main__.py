@@ -1,7 +1,8 @@
-"""``make bench``: BRS, restic and two physical yardsticks over one image and one tree, in turn, in one run.
+"""``make bench``: BRS, its peers and two physical yardsticks over one image and one tree, in turn, in one run.
 
-Data is built from real files of this machine: BENCH_IMAGE_MIB (default 1024), BENCH_TREE (default /usr/share).
-Writes docs/benchmarks.md.
+Data is built from real files of this machine. Sizes: BENCH_IMAGE_MIB (default 1024), BENCH_TREE (/usr/share),
+BENCH_CHANGED (scattered changes of 64 KiB, 256), BENCH_BLOBS (an index of so many, 500000), BENCH_ROUNDS (3), and
+BENCH_DIR for where all of it is put. Writes docs/benchmarks.md, the table between its two marks.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.measure import Took, median, run, stored
+from benchmarks.programs import Brs, Program, installed
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 IMAGE_MIB = int(os.environ.get("BENCH_IMAGE_MIB", "1024"))
+CHANGED = int(os.environ.get("BENCH_CHANGED", "256"))
+BLOBS = int(os.environ.get("BENCH_BLOBS", "500000"))
 TREE = Path(os.environ.get("BENCH_TREE", "/usr/share"))
-PASSWORD = {"RESTIC_PASSWORD": "benchmark", "BRS_REPOSITORY_PASSWORD": "benchmark"}
+EXTENT = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +40,35 @@ class Row:
     program: str
     took: Took
     stored_bytes: int
-    peer: str = ""  # the program that this one is compared with
+    peers_of: str = ""  # the work whose peers this is compared with; none if empty
 
 
 class Bench:
     def __init__(self, work: Path) -> None:
         self.work = work
-        self.env = PASSWORD | {"RESTIC_CACHE_DIR": str(work / "rc"), "BRS_CACHE_DIR": str(work / "bc")}
+        self.programs = installed(work)
+        self.brs = next(program for program in self.programs if isinstance(program, Brs))
         self.rows: list[Row] = []
         self.image = work / "disk.raw"
 
-    def brs(self, repo: Path, *args: str) -> list[str]:
-        return [sys.executable, "-m", "node_agent", "repo", *args, "--repo", str(repo), "--quiet"]
+    def repo(self, program: Program) -> Path:
+        return self.work / f"repo-{program.name}"
 
-    def restic(self, repo: Path, *args: str) -> list[str]:
-        return ["restic", "-q", "-r", str(repo), *args]
-
-    def fresh(self, program: str) -> Path:
-        repo = self.work / f"repo-{program}"
+    def fresh(self, program: Program) -> Path:
+        repo = self.repo(program)
         shutil.rmtree(repo, ignore_errors=True)
-        make = self.brs(repo, "init") if program == "brs" else self.restic(repo, "init")
-        run(make, self.env)
+        run(program.init(repo), program.env)
         return repo
 
-    def add(self, work: str, program: str, once: Callable[[int], Took], repo: Path | None, peer: str = "") -> None:
+    def add(
+        self, work: str, program: str, once: Callable[[int], Took], repo: Path | None = None, peers_of: str = ""
+    ) -> None:
         took = median(ROUNDS, once)
-        self.rows.append(Row(work, program, took, stored(repo) if repo else 0, peer))
+        self.rows.append(Row(work, program, took, stored(repo) if repo else 0, peers_of))
         print(f"{work:32} {program:8} {took.wall_s:7.2f} s  {took.cpu_s:7.2f} s CPU", flush=True)
 
     def build(self) -> None:
-        """An ext4 image with files of the tree in two thirds of it, some random data, the rest empty."""
+        """An ext4 image with files of the tree in six tenths of it, some random data, the rest empty."""
         files = self.work / "files"
         files.mkdir()
         budget = IMAGE_MIB * 2**20 * 6 // 10
@@ -78,128 +83,152 @@ class Bench:
             image.truncate(IMAGE_MIB * 2**20)
         env = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(files), str(self.image)], env)
-        run(["sha256sum", str(self.image)], {})  # warm for everybody
+        shutil.rmtree(files)
+
+    def warm(self) -> None:
+        """Nobody is to be measured by the disk: the system may drop pages between two programs."""
+        run(["sh", "-c", f"cat {self.image} > /dev/null"], {})
 
     def first_image(self) -> None:
-        def brs(_n: int) -> Took:
-            return run(self.brs(self.fresh("brs"), "backup-image", str(self.image)), self.env)
+        work = "first backup of the image"
+        for program in self.programs:
 
-        def restic(_n: int) -> Took:
-            return run(self.restic(self.fresh("restic"), "backup", str(self.image)), self.env)
+            def once(_n: int, program: Program = program) -> Took:
+                repo = self.fresh(program)
+                self.warm()
+                return run(program.backup_image(repo, self.image), program.env)
 
-        self.add("first backup of the image", "restic", restic, self.work / "repo-restic")
-        self.add("first backup of the image", "brs", brs, self.work / "repo-brs", "restic")
+            self.add(work, program.name, once, self.repo(program), work if program is self.brs else "")
         zstd = ["sh", "-c", f"zstd -1 -T0 -q -c {self.image} > /dev/null"]
-        self.add("first backup of the image", "zstd -1", lambda _n: run(zstd, {}), None)
-        self.add("first backup of the image", "sha256", lambda _n: run(["sha256sum", str(self.image)], {}), None)
+        for name, command in (("zstd -1", zstd), ("sha256", ["sha256sum", str(self.image)])):
+
+            def yardstick(_n: int, command: Sequence[str] = command) -> Took:
+                self.warm()
+                return run(command, {})
+
+            self.add(work, name, yardstick)
 
     def changed_image(self) -> None:
-        """16 MiB of scattered change, extents known to BRS and not known."""
+        """Scattered change, its extents known to BRS and not known; from a cold start and in a running node."""
         rng = random.Random(2)
-        extents = [{"offset": rng.randrange(IMAGE_MIB * 16) * 65536, "length": 65536} for _ in range(256)]
+        extents = [{"offset": rng.randrange(IMAGE_MIB * 16) * EXTENT, "length": EXTENT} for _ in range(CHANGED)]
         with self.image.open("r+b") as image:
             for extent in extents:
                 image.seek(extent["offset"])
                 image.write(rng.randbytes(extent["length"]))
         listing = self.work / "extents.json"
         listing.write_text(json.dumps(extents))
-        brs, restic = self.work / "repo-brs", self.work / "repo-restic"
-        keep = {repo: repo.with_suffix(".first") for repo in (brs, restic)}
-        for repo, copy in keep.items():
-            shutil.copytree(repo, copy)
+        keep = {program.name: self.work / f"first-{program.name}" for program in self.programs}
+        for program in self.programs:
+            shutil.copytree(self.repo(program), keep[program.name])
 
-        def again(repo: Path, command: list[str]) -> Callable[[int], Took]:
+        def again(program: Program, command: Sequence[str], *, says_seconds: bool = False) -> Callable[[int], Took]:
             def once(_n: int) -> Took:
-                shutil.rmtree(repo)
-                shutil.copytree(keep[repo], repo)
-                return run(command, self.env)
+                shutil.rmtree(self.repo(program))
+                shutil.copytree(keep[program.name], self.repo(program))
+                self.warm()
+                return run(command, program.env, says_seconds=says_seconds)
 
             return once
 
-        known = self.brs(brs, "backup-image", str(self.image), "--parent", "latest", "--changed-extents", str(listing))
-        unknown = self.brs(brs, "backup-image", str(self.image), "--parent", "latest")
-        restic_run = again(restic, self.restic(restic, "backup", str(self.image)))
-        self.add("incremental, 16 MiB changed", "restic", restic_run, restic)
-        self.add("incremental, extents known", "brs", again(brs, known), brs, "restic")
-        self.add("incremental, extents unknown", "brs", again(brs, unknown), brs, "restic")
+        work = f"incremental, {CHANGED * EXTENT >> 20} MiB changed"
+        for program in self.programs[:-1]:
+            command = program.backup_image(self.repo(program), self.image)
+            self.add(work, program.name, again(program, command), self.repo(program))
+        repo = self.repo(self.brs)
+        unknown = [*self.brs.backup_image(repo, self.image), "--parent", "latest"]
+        known = [*unknown, "--changed-extents", str(listing)]
+        in_node = [sys.executable, "-m", "benchmarks.in_node", str(repo), str(self.image), str(listing)]
+        self.add("… extents unknown", "brs", again(self.brs, unknown), repo, work)
+        self.add("… extents known, cold start", "brs", again(self.brs, known), repo, work)
+        self.add("… extents known, running node", "brs", again(self.brs, in_node, says_seconds=True), repo, work)
 
-    def restore_image(self) -> None:
-        def once(command: Callable[[Path], list[str]]) -> Callable[[int], Took]:
-            def timed(_n: int) -> Took:
+    def restore(self, work: str) -> None:
+        """Of whatever is in the repositories."""
+        for program in self.programs:
+
+            def once(_n: int, program: Program = program) -> Took:
                 target = self.work / "restored"
                 shutil.rmtree(target, ignore_errors=True)
-                return run(command(target), self.env)
+                os.sync()
+                return run(program.restore(self.repo(program), target), program.env)
 
-            return timed
-
-        brs, restic = self.work / "repo-brs", self.work / "repo-restic"
-        self.add(
-            "restore of the image",
-            "restic",
-            once(lambda target: self.restic(restic, "restore", "latest", "--target", str(target))),
-            None,
-        )
-        self.add(
-            "restore of the image",
-            "brs",
-            once(lambda target: self.brs(brs, "restore", "latest", "--target", str(target))),
-            None,
-            "restic",
-        )
+            self.add(work, program.name, once, None, work if program is self.brs else "")
+        shutil.rmtree(self.work / "restored")
 
     def tree(self) -> None:
         for work, fresh in (("first backup of the tree", True), ("unchanged tree", False)):
-            for program in ("restic", "brs"):
-                repo = self.work / f"repo-{program}"
+            for program in self.programs:
 
-                def once(_n: int, program: str = program, fresh: bool = fresh, repo: Path = repo) -> Took:
+                def once(_n: int, program: Program = program, fresh: bool = fresh) -> Took:
                     if fresh:
                         self.fresh(program)
-                    make = self.brs if program == "brs" else self.restic
-                    return run(make(repo, "backup", str(TREE)), self.env)
+                        # GNU tar does not read what goes to /dev/null, but cat does.
+                        run(["sh", "-c", f"tar cf - {TREE} 2>/dev/null | cat > /dev/null"], {})
+                    return run(program.backup_tree(self.repo(program), TREE), program.env)
 
-                self.add(work, program, once, repo, "restic" if program == "brs" else "")
+                self.add(work, program.name, once, self.repo(program), work if program is self.brs else "")
+
+    def many_blobs(self) -> None:
+        repo = self.fresh(self.brs)
+        command = [sys.executable, "-m", "benchmarks.many_blobs"]
+        run([*command, "build", str(repo), str(BLOBS)], self.brs.env)
+        cache = Path(self.brs.env["BRS_CACHE_DIR"])
+
+        def load(_n: int) -> Took:
+            shutil.rmtree(cache, ignore_errors=True)
+            return run([*command, "load", str(repo), str(BLOBS)], self.brs.env)
+
+        self.add(f"index of {BLOBS:,} blobs, first load", "brs", load)
+        ask = [*command, "ask", str(repo), str(BLOBS)]
+        self.add("… then 131,072 random ids", "brs", lambda _n: run(ask, self.brs.env))
 
     def table(self) -> str:
         lines = [
-            "| work | program | wall | CPU | peak memory | stored | times as fast as restic |",
-            "|---|---|---|---|---|---|---|",
+            "| work | program | wall | CPU | peak memory | stored | × restic | × borg |",
+            "|---|---|---:|---:|---:|---:|---:|---:|",
         ]
-        peers: dict[str, float] = {}
-        last = 0.0
+        walls = {(row.work, row.program): row.took.wall_s for row in self.rows}
         for row in self.rows:
-            if row.program == "restic":
-                peers[row.work] = last = row.took.wall_s
-            ratio = f"{peers.get(row.work, last) / row.took.wall_s:.2f}" if row.peer else ""
+            ratios = [
+                f"{peer / row.took.wall_s:.2f}" if (peer := walls.get((row.peers_of, name))) else ""
+                for name in ("restic", "borg")
+            ]
             kept = f"{row.stored_bytes / 2**20:.0f} MiB" if row.stored_bytes else ""
             lines.append(
                 f"| {row.work} | {row.program} | {row.took.wall_s:.2f} s | {row.took.cpu_s:.2f} s "
-                f"| {row.took.peak_bytes / 2**20:.0f} MiB | {kept} | {ratio} |"
+                f"| {row.took.peak_bytes / 2**20:.0f} MiB | {kept} | {' | '.join(ratios)} |"
             )
         return "\n".join(lines)
 
 
+def write_page(bench: Bench, began: datetime, load: Sequence[float]) -> None:
+    """The table and how it was made; what stands around the two marks in the page is kept."""
+    sizes = f"BENCH_IMAGE_MIB={IMAGE_MIB} BENCH_TREE={TREE} BENCH_CHANGED={CHANGED} BENCH_BLOBS={BLOBS}"
+    made = (
+        f"`{sizes} BENCH_ROUNDS={ROUNDS} make bench`\n\n"
+        f"{began:%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores · Python {platform.python_version()} · "
+        + " · ".join(program.version() for program in bench.programs)
+        + f" · medians of {ROUNDS} · load of the machine before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}"
+    )
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{bench.table()}\n\n{END}{after}")
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="brs-bench-") as folder:
+    began, load = datetime.now(UTC), os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="brs-bench-", dir=os.environ.get("BENCH_DIR")) as folder:
         bench = Bench(Path(folder))
         bench.build()
         bench.first_image()
         bench.changed_image()
-        bench.restore_image()
+        bench.restore("restore of the image")
         bench.tree()
-        table = bench.table()
-    version = subprocess.run(["restic", "version"], capture_output=True, text=True).stdout.split(" compiled")[0]
-    text = (
-        "# Benchmarks\n\nMade by `make bench`: every program in turn, in one run, on the same data, page cache warm; "
-        f"medians of {ROUNDS} runs.\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d} · {os.cpu_count()} cores · Python {platform.python_version()} · {version} · "
-        f"image of {IMAGE_MIB} MiB (ext4, six tenths filled with files, one sixteenth random) · tree: {TREE}\n\n"
-        f"{table}\n\n"
-        "Ratios are meaningful, seconds are not: they depend on the machine. Larger data: "
-        "`BENCH_IMAGE_MIB=6144 BENCH_TREE=/usr BENCH_ROUNDS=5 make bench`.\n"
-    )
-    (ROOT / "docs" / "benchmarks.md").write_text(text)
-    print(f"\n{table}\n\nwritten to docs/benchmarks.md")
+        bench.restore("restore of the tree")
+        bench.many_blobs()
+    write_page(bench, began, load)
+    subprocess.run(["cat", str(PAGE)], check=True)
 
 
 if __name__ == "__main__":
