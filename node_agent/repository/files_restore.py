@@ -311,7 +311,10 @@ class _Run:
             os.mkfifo(temporary, 0o600, dir_fd=folder.fd)
         elif node.type in ("dev", "chardev"):
             kind = stat.S_IFBLK if node.type == "dev" else stat.S_IFCHR
-            os.mknod(temporary, kind | 0o600, node.device, dir_fd=folder.fd)
+            try:
+                os.mknod(temporary, kind | 0o600, node.device, dir_fd=folder.fd)
+            except (OverflowError, ValueError) as error:
+                raise InTheWay(f"No device has the number {node.device}.") from error
         else:
             self._leave_out(path, "unknown-type", f"It is of the unknown type {node.type!r}.")
             return

@@ -42,6 +42,11 @@ _TYPES: tuple[tuple[int, str, int], ...] = (  # st_mode's type, restic's name, G
 _SPECIAL = ((stat.S_ISUID, _GO_SETUID), (stat.S_ISGID, _GO_SETGID), (stat.S_ISVTX, _GO_STICKY))
 
 _SIMPLE = re.compile(rb"[ !#-%'-.0-;=?-\[\]-~]+\Z")  # names that need no escape: ASCII without " & / < > and \
+# What these fields must be if they are there: who uses a node need not ask again.
+_KINDS: tuple[tuple[str, type], ...] = (
+    *((key, int) for key in ("mode", "uid", "gid", "inode", "device_id", "size", "links", "device")),
+    *((key, str) for key in ("type", "user", "group", "error")),
+)
 _HTML = re.compile("[<>&\u2028\u2029]")
 
 
@@ -120,10 +125,10 @@ def encode_tree(nodes: Iterable[Node]) -> bytes:
 
 def decode_tree(content: bytes) -> list[Node]:
     """The entries in the order they have. Raises ValueError. Names are not judged: who restores must do so."""
-    value = json.loads(content)
     try:
+        value = json.loads(content)
         return [_decode_node(node) for node in value["nodes"] or ()]
-    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise ValueError(f"not a tree: {error!r}") from error
 
 
@@ -231,6 +236,9 @@ def _html_safe(text: str) -> str:
 
 
 def _decode_node(value: dict[str, Any]) -> Node:
+    for key, kind in _KINDS:
+        if key in value and type(value[key]) is not kind:
+            raise ValueError(f"{key} is {value[key]!r:.80}")
     raw_target = value.get("linktarget_raw")
     mtime, atime = value.get("mtime"), value.get("atime")
     mtime_ns = parse_ns(mtime) if mtime is not None else 0

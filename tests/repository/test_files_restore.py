@@ -179,6 +179,16 @@ def test_metadata_that_cannot_be_set_is_a_note(tmp_path: Path, fields: dict[str,
     assert issues.left_out == 0
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 70])
+def test_a_device_number_that_cannot_be_is_listed(tmp_path: Path, number: int) -> None:
+    hostile = Hostile(tmp_path / "repo")
+    issues = Issues()
+    snapshot = hostile.snapshot(node("d", "chardev", device=number), hostile.file("a"))
+    bring_back(hostile.repo, snapshot, tmp_path / "target", issues=issues)
+    assert os.listdir(tmp_path / "target") == ["a"]
+    assert names_of(issues) == [("d", "in-the-way")]
+
+
 @pytest.mark.parametrize("size", [0, 5, 10_000, -1, 1 << 50])
 def test_a_file_whose_blobs_do_not_have_its_length_is_damaged(tmp_path: Path, size: int) -> None:
     hostile = Hostile(tmp_path / "repo")

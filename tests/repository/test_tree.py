@@ -101,6 +101,13 @@ def test_a_name_that_no_directory_can_hold_is_never_written(name: bytes) -> None
         b'{"nodes":[{"name":"a","content":["zz"]}]}',
         b'{"nodes":[{"name":"a","subtree":"00"}]}',
         b'{"nodes":[{"name":"a","mtime":"yesterday"}]}',
+        b'{"nodes":[{"name":"a","mode":"0644"}]}',
+        b'{"nodes":[{"name":"a","size":1.5}]}',
+        b'{"nodes":[{"name":"a","uid":null}]}',
+        b'{"nodes":[{"name":"a","links":true}]}',
+        b'{"nodes":[{"name":"a","type":["file"]}]}',
+        b'{"nodes":[{"name":"a","user":0}]}',
+        b'{"nodes":' + b"[" * 100_000,
     ],
 )
 def test_what_is_no_tree_raises_value_error(content: bytes) -> None:
