@@ -25,6 +25,7 @@ from unfold.sites import UnfoldAdminSite
 
 from apps.errors import Denied, DomainError, NotFound
 from apps.iam import access, audit, members
+from apps.jobs import publish
 
 FOUND_PER_KIND = 8
 SEARCHED = ("inventory.workload", "jobs.job", "inventory.node", "inventory.destination", "policies.policy")
@@ -102,6 +103,13 @@ class BrsAdminSite(UnfoldAdminSite):
             attempt.was_right = response.status_code == 302
         if attempt.was_right:
             audit.record(user, "user.password-changed", user, request=request)
+        return response
+
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The live streams of the session end with it, not at their next look a minute later."""
+        user_id = request.user.pk
+        response = super().logout(request, extra_context)
+        publish.rights_changed(user_id)
         return response
 
     def search(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:

@@ -13,6 +13,7 @@ from channels.routing import URLRouter
 from django.conf import settings
 from django.db import transaction
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from apps.iam.models import Membership, Role, User
@@ -264,6 +265,22 @@ async def test_a_session_opens_the_stream_and_its_end_closes_it(world):
     await in_thread(publish.rights_changed, world.viewer.pk)
     closed = await talk.receive_output(5)
     assert closed["type"] == "websocket.close" and closed["code"] == consumers.SESSION_ENDED
+
+
+async def test_logging_out_closes_the_stream_at_once(world):
+    client = Client()
+
+    def log_in() -> str:
+        assert client.login(username=world.viewer.username, password=PASSWORD)
+        return f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
+
+    talk = await knock(await in_thread(log_in), "https://testserver")
+    assert (await talk.connect())[0]
+    await talk.send_json({"watch": [f"job:{world.alpha.job.pk}"]})
+    await until(talk, of_type("job"))
+    assert (await in_thread(client.post, reverse("admin:logout"))).status_code == 200
+    closed = await talk.receive_output(5)
+    assert (closed["type"], closed["code"]) == ("websocket.close", consumers.SESSION_ENDED)
 
 
 async def test_without_a_session_the_door_stays_closed(world):
