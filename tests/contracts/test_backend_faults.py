@@ -24,8 +24,11 @@ from node_agent.errors import (
 )
 from node_agent.repository.backend import Backend, Kind, open_backend
 from node_agent.repository.backend.retry import RetryingBackend
+from node_agent.repository.repository import BlobKind, Repository
 from tests.contracts.backend_faults import CuttingProxy, Fault, FaultyBackend, random_plan
-from tests.contracts.backend_peers import Peers, Place, RcloneRest, Sshd, missing
+from tests.contracts.backend_peers import Peers, Place, RcloneRest, Sshd, missing, needed
+from tests.repository.core_world import FAST, PASSWORD, make_snapshot, restic
+from tests.repository.core_world import store as store_blobs
 
 NAME = "ab" * 32
 
@@ -164,6 +167,24 @@ def test_under_random_faults_what_was_acknowledged_is_there(tmp_path: Path) -> N
     assert {info.name for info in retrying.list(Kind.PACK)} == set(expected)
     assert all(retrying.get(Kind.PACK, name) == content for name, content in expected.items())
     assert len(store.happened) > 100
+
+
+def test_a_stale_listing_costs_space_but_never_data(tmp_path: Path) -> None:
+    store = _faulty(tmp_path)
+    repo = Repository.init(store, PASSWORD, scrypt=FAST)
+    with repo.lock():
+        repo.load_index()
+        (blob,) = store_blobs(repo, [b"content"])
+    repo.close()
+    store.hidden = {info.name for info in store.inner.list(Kind.INDEX)}
+    repo = Repository.open(store, PASSWORD)
+    with repo.lock() as lock:
+        repo.load_index()
+        assert not repo.has(BlobKind.DATA, blob)
+        make_snapshot(repo, lock, {b"file": [b"content"]})  # stores it once more
+    repo.close()
+    store.hidden = set()
+    assert "no errors were found" in restic(tmp_path / "store", "check", "--read-data").stdout
 
 
 # --- connections to real servers that are cut ---
@@ -345,3 +366,28 @@ def test_two_processes_of_one_store_do_not_share_a_connection(peers: Peers) -> N
 def test_an_s3_key_that_lacks_its_half_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match="half"):
         open_backend("s3:https://host/bucket", env={"AWS_ACCESS_KEY_ID": "k"})
+
+
+def test_a_certificate_of_an_own_authority_is_trusted_only_when_it_is_given(tmp_path: Path) -> None:
+    needed("openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=brs-test"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    rest = RcloneRest(tmp_path, "--cert", str(certificate), "--key", str(key), scheme="https")
+    try:
+        place = rest.place()
+        with pytest.raises(BackendError, match="not trusted") as caught:
+            place.open().create()
+        assert not isinstance(caught.value, BackendUnavailable) and "cacert" in caught.value.hint
+        store = place.open(cacert=str(certificate))
+        store.create()
+        store.put(Kind.PACK, NAME, [b"x"])
+        assert store.get(Kind.PACK, NAME) == b"x"
+        store.close()
+        env = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        with pytest.raises(BackendError, match="not trusted") as caught:
+            open_backend(f"s3:https://127.0.0.1:{rest.port}/bucket", {}, env).create()
+        assert "cacert" in caught.value.hint
+    finally:
+        rest.stop()

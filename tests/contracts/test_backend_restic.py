@@ -67,7 +67,7 @@ def both(request: pytest.FixtureRequest, peers: Peers) -> Both:
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     (folder / "sub").mkdir(parents=True)
-    (folder / "large").write_bytes(os.urandom(9 << 20))
+    (folder / "large").write_bytes(os.urandom(5 << 20))
     (folder / "sub" / "small").write_text("small\n")
     return folder
 
@@ -87,10 +87,11 @@ def test_each_reads_checks_and_continues_what_the_other_made(
     said = one("init") + one("backup", str(source))
     (source / "more").write_bytes(os.urandom(100_000))
     said += other("backup", str(source))
-    for name, run in programs.items():
-        said += run("check", "--read-data")
-        said += run("restore", "latest", "--target", str(tmp_path / name))
-        assert _same(source, tmp_path / name)
+    said += both.restic("check", "--read-data")
+    if first == "restic":
+        said += both.brs("check", "--read-data")
+    said += other("restore", "latest", "--target", str(tmp_path / "restored"))
+    assert _same(source, tmp_path / "restored")
     store = both.place.open()
     assert len(list(store.list(Kind.SNAPSHOT))) == 2
     assert list(store.list(Kind.LOCK)) == []

@@ -49,6 +49,7 @@ _FULL = re.compile(r"QuotaExceeded|StorageFull|InsufficientStorage|InsufficientC
 _AWAY = re.compile(r"HTTP error|error sending request|timed out|error decoding response body|connection")
 _IMMUTABLE = re.compile(r"Immutable|ObjectLocked|LegalHold|RetentionPolicyNotMet")
 _BEHIND_THE_END = re.compile(r"Wanted range starting at \d+, but object was only \d+ bytes long")
+_CAUSE = re.compile(r'message: "([^"]+)"')
 _CHUNK = 1000
 
 
@@ -196,10 +197,17 @@ class ObjectStoreBackend(Backend):
 
     def _raise(self, error: Exception, done: str, kind: Kind, name: str, *, writing: bool = False) -> NoReturn:
         """Translate. Never ``from error``: its text and chain may hold a signed address."""
-        text = str(error).partition("\n\nDebug source:")[0]
+        text, _, inside = str(error).partition("\n\nDebug source:")
         status = _status(text)
+        if status is None and (cause := _CAUSE.search(inside)):
+            text = f"{text}: {cause[1]}"
         what = f"{kind.name.lower()} {name[:10]}".strip()
         reason = _reason(text, status)
+        if "InvalidCertificate" in inside:
+            raise BackendError(
+                f"The certificate of {self.url} is not trusted.",
+                hint="Give the authority's certificate with the option cacert, or RESTIC_CACERT.",
+            ) from None
         if _NO_BUCKET.search(text):
             raise RepositoryMissing(
                 f"The bucket or container {self._bucket} of {self.url} does not exist.",
