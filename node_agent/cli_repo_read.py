@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
+from node_agent.cli_repo_modes import long_line, permissions
 from node_agent.cli_session import (
     human_size,
     lock_wait_s,
@@ -29,8 +28,6 @@ from node_agent.repository.rfc3339 import format_ns
 from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots
 from node_agent.repository.stats import Stats, stats_of
 from node_agent.repository.tree import Node
-
-_TYPE_LETTERS = {"dir": "d", "symlink": "L", "dev": "D", "chardev": "Dc", "fifo": "p", "socket": "S"}  # as Go has them
 
 
 @contextlib.contextmanager
@@ -101,9 +98,7 @@ def _print_entry(path: bytes, node: Node, args: argparse.Namespace) -> None:
     if wants_json(args):
         print_json(_entry_json(path, node))
     elif args.long:
-        when = _local_time(node.mtime)
-        link = f" -> {printable(node.linktarget)}" if node.linktarget else ""
-        print(f"{permissions(node)} {node.uid:5d} {node.gid:5d} {node.size:12d} {when} {printable(path)}{link}")
+        print(long_line(path, node))
     else:
         print(printable(path))
 
@@ -126,23 +121,6 @@ def _entry_json(path: bytes, node: Node) -> dict[str, object]:
         "ctime": format_ns(node.ctime),
         "struct_type": "node",
     }
-
-
-def permissions(node: Node) -> str:
-    """As Go prints a mode: letters for type and special bits, then rwx three times."""
-    mode = node.st_mode
-    special = "".join(
-        letter for bit, letter in ((stat.S_ISUID, "u"), (stat.S_ISGID, "g"), (stat.S_ISVTX, "t")) if mode & bit
-    )
-    bits = "".join("rwxrwxrwx"[i] if mode & (1 << (8 - i)) else "-" for i in range(9))
-    return (_TYPE_LETTERS.get(node.type, "") + special or "-") + bits
-
-
-def _local_time(time_ns: int) -> str:
-    try:
-        return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError):  # years that datetime cannot hold
-        return format_ns(time_ns)
 
 
 # --- restore, dump ---

@@ -1,18 +1,30 @@
-"""Forgetting snapshots by a policy. Their data stay until they are pruned."""
+"""Forgetting snapshots by a policy, and changing their tags. Data stay until they are pruned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from node_agent.errors import ConfigError, RepositoryError
-from node_agent.repository.repository import Repository
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.retention import Decision, Duration, KeepPolicy, Reason, apply_policy
-from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots, remove_snapshot
+from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots, remove_snapshot, save_snapshot
 
-__all__ = ["Duration", "ForgetGroup", "ForgetResult", "KeepPolicy", "Reason", "forget", "forget_ids", "plan_forget"]
+__all__ = [
+    "Duration",
+    "ForgetGroup",
+    "ForgetResult",
+    "KeepPolicy",
+    "Reason",
+    "TagChange",
+    "forget",
+    "forget_ids",
+    "plan_forget",
+    "tag_snapshots",
+]
 
 GROUPINGS = ("host", "paths", "tags")
 
@@ -75,13 +87,60 @@ def forget(
 
 
 def forget_ids(repo: Repository, specs: Sequence[str], *, dry_run: bool = False) -> ForgetResult:
-    """Remove the named snapshots (ids, their beginnings, ``latest``). Raises SnapshotNotFound before removing any."""
-    names = list(dict.fromkeys(find_snapshot(repo, spec).id for spec in specs))
+    """Remove the named snapshots (ids, their beginnings, ``latest``), also those whose file is damaged.
+
+    Raises SnapshotNotFound before removing any.
+    """
+    names = list(dict.fromkeys(_name_of(repo, spec) for spec in specs))
     result = ForgetResult()
     for name in [] if dry_run else names:
         remove_snapshot(repo, name)
         result.removed.append(name)
     return result
+
+
+def _name_of(repo: Repository, spec: str) -> str:
+    names = [info.name for info in repo.backend.list(Kind.SNAPSHOT) if spec and info.name.startswith(spec)]
+    return names[0] if len(names) == 1 else find_snapshot(repo, spec).id
+
+
+@dataclass(frozen=True, slots=True)
+class TagChange:
+    """Either ``set`` (not None; empty removes all tags), or ``add`` and ``remove``."""
+
+    set: Sequence[str] | None = None
+    add: Sequence[str] = ()
+    remove: Sequence[str] = ()
+
+    def apply(self, tags: Sequence[str]) -> tuple[str, ...]:
+        if self.set is not None:
+            return tuple(dict.fromkeys(self.set))
+        return tuple(tag for tag in dict.fromkeys((*tags, *self.add)) if tag not in self.remove)
+
+
+def tag_snapshots(
+    repo: Repository, lock: Lock, snapshots: Sequence[Snapshot], change: TagChange
+) -> list[tuple[str, str]]:
+    """Snapshots never change: each is written anew, naming its original, then the old one goes. As ``restic tag``.
+
+    Under an exclusive lock. Returns (old id, new id) of those whose tags changed.
+    """
+    changed = []
+    there = {_identity(snapshot): snapshot.id for snapshot in list_snapshots(repo)}
+    for snapshot in snapshots:
+        tags = change.apply(snapshot.tags)
+        if tags == tuple(snapshot.tags):
+            continue
+        new = replace(snapshot, id="", tags=tags, original=snapshot.original or snapshot.id)
+        # A run that was killed may have written it already.
+        name = there.get(_identity(new)) or save_snapshot(repo, lock, new).id
+        remove_snapshot(repo, snapshot.id)
+        changed.append((snapshot.id, name))
+    return changed
+
+
+def _identity(snapshot: Snapshot) -> tuple[str, str, datetime, tuple[str, ...]]:
+    return snapshot.original or snapshot.id, snapshot.tree, snapshot.time, tuple(snapshot.tags)
 
 
 def plan_forget(
