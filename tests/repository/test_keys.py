@@ -91,4 +91,4 @@ def test_no_more_keys_are_made_than_stock_restic_tries(backend) -> None:
         add_key(backend, master, f"{number}", FAST)
     with pytest.raises(RepositoryError, match="16"):
         add_key(backend, master, "one too many", FAST)
-    assert len(stored(Path(backend.root), "keys")) == MAX_OWN_KEYS
+    assert len(stored(Path(backend.url.removeprefix("local:")), "keys")) == MAX_OWN_KEYS
