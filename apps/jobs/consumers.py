@@ -13,6 +13,7 @@ when they change, and every minute; so is whether the session still stands.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -198,8 +199,12 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
             except Exception:
                 # Whose rights cannot be looked up hears nothing more; the browser comes again by itself.
                 log.exception("a live stream could not be checked; it is closed")
-                await self.close(code=CHECK_FAILED)
+                await self._end(CHECK_FAILED)
                 return
+
+    async def _end(self, code: int) -> None:
+        with contextlib.suppress(OSError):  # the browser has hung up in the same moment
+            await self.close(code=code)
 
     async def _rejoin(self) -> None:
         """The channel layer forgets members of a group after a day; a page may stay open for longer."""
@@ -209,7 +214,7 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
     async def _check(self) -> None:
         user = await self._in_thread(lambda: _still_signed_in(self.scope))
         if user is None:
-            await self.close(code=SESSION_ENDED)
+            await self._end(SESSION_ENDED)
             return
         self.user = user
         await self._join_lists()
