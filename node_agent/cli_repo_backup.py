@@ -26,7 +26,7 @@ from node_agent.cli_session import (
     wants_json,
 )
 from node_agent.drivers.image import open_image
-from node_agent.errors import ConfigError, SnapshotNotFound, SourceError
+from node_agent.errors import ConfigError, DamagedError, SnapshotNotFound, SourceError
 from node_agent.items import Extent, Issue, Issues, printable
 from node_agent.progress import Progress
 from node_agent.repository.backend import redacted
@@ -165,10 +165,14 @@ def _parent_id(repo: Repository, given: str | None, host: str, paths: Sequence[s
     if given:
         return find_snapshot(repo, given, hosts=[host] if given == "latest" else (), paths=_same(given, paths)).id
     try:
-        found = find_snapshot(repo, "latest", hosts=[host], paths=paths)
+        found = find_snapshot(repo, "latest", hosts=[host], paths=paths, damaged=_warn)
     except SnapshotNotFound:
         return None
     return found.id if set(found.paths) == set(paths) else None
+
+
+def _warn(error: DamagedError) -> None:
+    print(f"warning: {error.message} Another parent is looked for.", file=sys.stderr)
 
 
 def _same(given: str, paths: Sequence[str]) -> Sequence[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -159,10 +159,12 @@ def list_snapshots(
     hosts: Sequence[str] = (),
     paths: Sequence[str] = (),
     tags: Sequence[Sequence[str]] = (),
+    damaged: Callable[[DamagedError], None] | None = None,
 ) -> list[Snapshot]:
     """The snapshots that match, oldest first. Raises DamagedError for one that cannot be read.
 
-    ``hosts``: any of them; ``paths``: all of them; ``tags``: at least one of the lists wholly.
+    ``hosts``: any of them; ``paths``: all of them; ``tags``: at least one of the lists wholly. With ``damaged``, those
+    that cannot be read are told to it and passed over: for who must not be stopped by one, and removes nothing.
     """
     found = []
     for info in list(repo.backend.list(Kind.SNAPSHOT)):
@@ -170,6 +172,11 @@ def list_snapshots(
             snapshot = load_snapshot(repo, info.name)
         except SnapshotNotFound:
             continue  # forgotten just now
+        except DamagedError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+            continue
         if matches(snapshot, hosts=hosts, paths=paths, tags=tags):
             found.append(snapshot)
     return sorted(found, key=lambda snapshot: (snapshot.time, snapshot.id))
@@ -192,10 +199,14 @@ def find_snapshot(
     hosts: Sequence[str] = (),
     paths: Sequence[str] = (),
     tags: Sequence[Sequence[str]] = (),
+    damaged: Callable[[DamagedError], None] | None = None,
 ) -> Snapshot:
-    """``latest`` (of those that match the filters), a whole id, or the beginning of one. Raises SnapshotNotFound."""
+    """``latest`` (of those that match the filters), a whole id, or the beginning of one. Raises SnapshotNotFound.
+
+    ``damaged``: see :func:`list_snapshots`; it matters for ``latest`` only.
+    """
     if spec == "latest":
-        found = list_snapshots(repo, hosts=hosts, paths=paths, tags=tags)
+        found = list_snapshots(repo, hosts=hosts, paths=paths, tags=tags, damaged=damaged)
         if not found:
             raise SnapshotNotFound("The repository holds no snapshot that matches.")
         return found[-1]
@@ -219,19 +230,24 @@ def _decode(name: str, value: dict[str, Any]) -> Snapshot:
     tree = str(value["tree"])
     if len(bytes.fromhex(tree)) != 32:
         raise ValueError("the tree's id is not 32 bytes")
+    lists = {key: tuple(value.get(key) or ()) for key in ("paths", "tags", "excludes")}
+    texts = {key: value.get(key, "") for key in ("hostname", "username", "program_version")}
+    for key, entries in [*lists.items(), *((key, (text,)) for key, text in texts.items())]:
+        if not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f"{key} is no text")
     return Snapshot(
         id=name,
         time=parse_datetime(value["time"]),
         tree=tree,
-        paths=tuple(value.get("paths") or ()),
-        hostname=value.get("hostname", ""),
-        username=value.get("username", ""),
+        paths=lists["paths"],
+        hostname=texts["hostname"],
+        username=texts["username"],
         uid=value.get("uid", 0),
         gid=value.get("gid", 0),
-        tags=tuple(value.get("tags") or ()),
-        excludes=tuple(value.get("excludes") or ()),
+        tags=lists["tags"],
+        excludes=lists["excludes"],
         parent=value.get("parent"),
         original=value.get("original"),
-        program_version=value.get("program_version", ""),
+        program_version=texts["program_version"],
         summary=value.get("summary") or {},
     )

@@ -166,7 +166,9 @@ def usable_parent(context: TaskContext, repo: Repository, spec: BackupSpec) -> s
 
 def adopted(context: TaskContext, repo: Repository, spec: BackupSpec) -> BackupResult | None:
     """The facts of a snapshot that a forerunner of this very task finished."""
-    mine = [s for s in list_snapshots(repo, tags=[[task_tag(context)]]) if s.hostname == spec.host]
+    # A damaged snapshot of another point is for the next verification to judge, and no reason for having no backup.
+    found = list_snapshots(repo, tags=[[task_tag(context)]], damaged=lambda error: context.warn(error.message))
+    mine = [s for s in found if s.hostname == spec.host]
     if not mine:
         return None
     snapshot = mine[-1]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from node_agent.errors import SnapshotNotFound
 from node_agent.protocol import ForgetResult, ForgetSpec
-from node_agent.repository.snapshot import list_snapshots, remove_snapshot
+from node_agent.repository.backend import Kind
+from node_agent.repository.snapshot import remove_snapshot
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.opening import open_repository
 
@@ -14,7 +15,8 @@ def run(context: TaskContext, spec: ForgetSpec) -> ForgetResult:
     removed: list[str] = []
     missing: list[str] = []
     with open_repository(context, spec.repository, exclusive=True) as (repo, lock):
-        there = {snapshot.id for snapshot in list_snapshots(repo)}
+        # By name, unread: one damaged snapshot must not keep the others for ever.
+        there = {info.name for info in repo.backend.list(Kind.SNAPSHOT)}
         context.progress.set(total_files=len(spec.snapshot_ids))
         for snapshot_id in dict.fromkeys(spec.snapshot_ids):
             context.progress.check()

@@ -30,6 +30,7 @@ from node_agent.protocol import (
 from node_agent.worker import Worker
 from tests.node_agent.nodes import PASSWORD, Place, done_well, ready, restic, same_trees
 from tests.node_agent.server_double import ServerDouble, Task
+from tests.repository.core_world import flip
 
 Start = Callable[..., Worker]
 
@@ -308,6 +309,21 @@ def test_forgetting_removes_snapshots_and_a_missing_one_is_reported(
     assert task.result is not None
     assert task.result.result == ForgetResult(removed=[result.snapshot_id], missing=[gone])
     assert json.loads(restic(enrolled, "snapshots", "--json").stdout) == []
+
+
+def test_one_damaged_snapshot_stops_neither_backups_nor_expiry(
+    server: ServerDouble, enrolled: Place, start: Start
+) -> None:
+    (enrolled.source / "a").write_bytes(b"a")
+    start()
+    ready(server, enrolled)
+    bad, good = backed_up(server, enrolled)[1].snapshot_id, backed_up(server, enrolled)[1].snapshot_id
+    flip(enrolled.repository / "snapshots" / bad, 40)
+    later = backed_up(server, enrolled)[1].snapshot_id
+    task = done_well(server, server.add(ForgetSpec(repository=enrolled.access(), snapshot_ids=[good, bad])))
+    assert task.result is not None
+    assert task.result.result == ForgetResult(removed=[good, bad], missing=[])
+    assert [row["id"] for row in json.loads(restic(enrolled, "snapshots", "--json").stdout)] == [later]
 
 
 def test_verify_names_what_is_damaged_and_which_points_it_hurts(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -105,6 +106,24 @@ def test_a_flipped_snapshot_is_named(repo, tmp_path: Path) -> None:
         list_snapshots(repo)
 
 
+def test_a_damaged_snapshot_does_not_hide_the_others_from_who_asks_so(repo, tmp_path: Path) -> None:
+    with repo.lock() as lock:
+        bad, good = make_snapshot(repo, lock, FILES), make_snapshot(repo, lock, FILES, host="other")
+    flip(tmp_path / "repo" / "snapshots" / bad.id, 40)
+    told: list[DamagedError] = []
+    assert [snapshot.id for snapshot in list_snapshots(repo, damaged=told.append)] == [good.id]
+    assert find_snapshot(repo, "latest", damaged=told.append).id == good.id
+    assert [bad.id in str(error) for error in told] == [True, True]
+
+
+@pytest.mark.parametrize("fields", [{"paths": [5]}, {"tags": [1]}, {"hostname": 5}, {"paths": 5}])
+def test_a_snapshot_whose_texts_are_none_is_damaged(repo, fields: dict) -> None:
+    content = {"time": "2026-01-01T00:00:00Z", "tree": "0" * 64, "paths": ["/x"]} | fields
+    name = repo.files.save(Kind.SNAPSHOT, json.dumps(content).encode())
+    with pytest.raises(DamagedError, match=name):
+        load_snapshot(repo, name)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{}", b'{"time":"x","tree":"' + b"0" * 64 + b'"}', b"nonsense{"])
 def test_a_sealed_file_that_is_no_snapshot_is_named(repo, content: bytes) -> None:
     name = repo.files.save(Kind.SNAPSHOT, b"[" + content + b"]" if content == b"nonsense{" else content)
@@ -118,4 +137,4 @@ def test_a_tree_that_is_none_is_named(repo) -> None:
     with repo.lock(), repo.writer(Progress()) as writer:
         bad = writer.save(BlobKind.TREE, b"no tree")
     with pytest.raises(DamagedError, match=bad.id.hex()):
-        load_tree(open_repo(Path(repo.backend.root)), bad.id)
+        load_tree(open_repo(Path(repo.backend.url.removeprefix("local:"))), bad.id)
