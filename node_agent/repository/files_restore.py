@@ -350,7 +350,7 @@ class _Run:
                 os.link(first.name, temporary, src_dir_fd=source, dst_dir_fd=job.folder.fd, follow_symlinks=False)
             finally:
                 os.close(source)
-            put_in_place(job.folder, temporary, job.name)
+            put_in_place(job.folder, temporary, job.name, linked=True)
         except (OSError, InTheWay):  # written for itself instead, which tells what is wrong if that fails too
             discard(job.folder, temporary)
             return False

@@ -36,6 +36,7 @@ class FileJob:
     fd: int = -1
     temporary: bytes = b""
     length: int = 0  # of the blobs placed so far
+    written: int = 0  # how far bytes were written; what is behind is a hole
     failure: str = ""
     damaged: bool = False
 
@@ -124,6 +125,7 @@ class ContentWriter:
         try:
             for start, end in _not_zero(data):
                 _write_all(job.fd, memoryview(data)[start:end], offset + start)
+                job.written = max(job.written, offset + end)
         except OSError as error:
             self._failed(job, error)
             return
@@ -136,7 +138,8 @@ class ContentWriter:
         if job.failure:
             return
         try:
-            os.truncate(job.fd, job.length)
+            if job.written < job.length:
+                os.truncate(job.fd, job.length)
             if self.verify:
                 self._verify(job)
             if job.failure:

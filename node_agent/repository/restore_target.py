@@ -121,8 +121,8 @@ def temporary_name() -> bytes:
     return b".brs-" + secrets.token_hex(8).encode() + b".part"
 
 
-def put_in_place(folder: Folder, temporary: bytes, name: bytes) -> None:
-    """Replace whatever ``name`` is, unless it is a folder."""
+def put_in_place(folder: Folder, temporary: bytes, name: bytes, *, linked: bool = False) -> None:
+    """Replace whatever ``name`` is, unless it is a folder. ``linked``: the temporary file may have other names."""
     try:
         os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except OSError as error:
@@ -130,8 +130,8 @@ def put_in_place(folder: Folder, temporary: bytes, name: bytes) -> None:
         if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
             raise InTheWay("A folder is in its place.") from error
         raise
-    # If both names were links of one file, rename leaves the temporary one.
-    discard(folder, temporary)
+    if linked:  # if both names were links of one file, rename leaves the temporary one
+        discard(folder, temporary)
 
 
 def discard(folder: Folder, temporary: bytes) -> None:
