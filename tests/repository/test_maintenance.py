@@ -84,7 +84,7 @@ POLICIES = [
 
 @pytest.mark.parametrize(("options", "policy"), POLICIES)
 def test_stock_restic_decides_and_says_the_same(repo, options: list[str], policy: KeepPolicy) -> None:
-    folder = Path(repo.backend.root)
+    folder = Path(repo.backend.url.removeprefix("local:"))
     theirs = json.loads(restic(folder, "forget", "--dry-run", "--json", *options).stdout)
     ours = forget(repo, policy, dry_run=True).to_json()
     assert len(theirs) == len(ours) == 2
