@@ -20,7 +20,7 @@ from apps.inventory.models import Node, Repository
 from apps.jobs import expiry, lease, objectives, planner, requests
 from apps.jobs.models import ENDED, OPEN, Job, JobKind
 from apps.policies.models import Policy
-from node_agent.protocol import ForgetResult, LeasedTask, RestoreTarget, VerifyResult
+from node_agent.protocol import ForgetResult, LeasedTask, RestoreResult, RestoreTarget, VerifyResult
 from tests.apps.acting import ActingNode, backup_result
 from tests.world import World, make_world
 
@@ -45,6 +45,8 @@ def _result(task: LeasedTask):
     if kind == "verify":
         present = PointCopy.objects.filter(repository=task.spec.repository.repository)
         return VerifyResult(snapshots=list(present.values_list("snapshot_id", flat=True)))
+    if kind == "restore":  # taken in the moment between its request and its cancellation
+        return RestoreResult(files=1, bytes_written=1, target="/restore/x")
     raise AssertionError(kind)
 
 
