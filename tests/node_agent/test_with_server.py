@@ -52,6 +52,11 @@ class Running:
             time.sleep(0.2)
         return job
 
+    def slow_down(self) -> None:
+        """A ceiling on the bandwidth, so that a run lasts long enough to be struck in its middle."""
+        policy = self.api.get("policies/")["results"][0]["id"]
+        self.api._checked(self.api.client.patch(f"/api/v1/policies/{policy}/", json={"bandwidth_mib_s": 24}))
+
     @property
     def repository(self) -> Path:
         return next(config.parent for config in self.local.backups.rglob("config"))
@@ -166,27 +171,33 @@ def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository
     dice = random.Random(2)
     first = running.wait(running.back_up(), 120)
     assert first["state"] == "succeeded", first
+    running.slow_down()
     points_before = running.points()
-    after_first_pack = 0
-    for number in range(KILLS):
+    strikes: list[int] = []  # packs that the struck run had written
+    for number in range(KILLS * 2):
+        if len(strikes) == KILLS:
+            break
         change(running, dice)
         before = running.packs()
         job_id = running.back_up()
         _moment(running, dice, before, wait_for_pack=number % 2 == 0)
-        packs = running.packs() - before
-        after_first_pack += packs > 0
-        phase = [task.get("phase") for task in running.job(job_id).get("tasks", [])]
         kill_node(running.local)
+        packs, struck = running.packs() - before, running.job(job_id)
         killed = time.monotonic()
         running.local.start_node()
         job = running.wait(job_id, LEASE_S + MARGIN_S + 60)
-        print(f"kill {number}: packs={packs} phase={phase} {job['state']} after {time.monotonic() - killed:.1f} s")
+        took = time.monotonic() - killed
+        phase = ", ".join(task["phase"] or task["state"] for task in struck["tasks"])
+        print(f"kill {number}: job {struck['state']} ({phase}), {packs} new packs; {job['state']} after {took:.1f} s")
         assert job["state"] == "succeeded", job
         checked = running.restic("check", "--read-data")
         assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert after_first_pack >= KILLS // 4
+        if struck["state"] not in ENDED:
+            strikes.append(packs)
+    assert len(strikes) == KILLS, "too many kills came after the end of the job"
+    assert sum(packs > 0 for packs in strikes) >= KILLS // 4
     snapshots = json.loads(running.restic("snapshots", "--json").stdout)
-    assert len(snapshots) == running.points() == points_before + KILLS
+    assert len(snapshots) == running.points() == points_before + number + (len(strikes) < KILLS)
 
 
 def _moment(running: Running, dice: random.Random, before: int, *, wait_for_pack: bool) -> None:
