@@ -51,6 +51,7 @@ from node_agent.task_report import completed, failed, progress_report
 log = logging.getLogger("brs.node.task")
 Answer = TypeVar("Answer")
 FLUSH_S = 10.0
+FIRST_REPORT_S = 0.3  # soon after the start: who watches sees it running, and in which phase
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,9 @@ class Run:
         sent_at = 0.0
         last: ProgressReport | None = None
         failures = 0
-        while not self._over.wait(backoff_s(failures, cap_s=self._ttl_s / 4) if failures else self._report_s):
+        pause = min(FIRST_REPORT_S, self._report_s)
+        while not self._over.wait(backoff_s(failures, cap_s=self._ttl_s / 4) if failures else pause):
+            pause = self._report_s
             report = self._now_report()
             unchanged = last is not None and report == last and not report.log
             if unchanged and time.monotonic() - sent_at < self._ttl_s / 3:
@@ -270,7 +273,7 @@ class Run:
                 log.debug("task=%s progress not delivered: %s", self.task.task_id, error)
                 failures += 1
                 continue
-            last, sent_at, failures = report, time.monotonic(), 0
+            last, sent_at, failures, pause = report, time.monotonic(), 0, self._report_s
 
     def _send(self, report: ProgressReport) -> None:
         asked_at = time.monotonic()
