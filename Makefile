@@ -17,7 +17,7 @@ STAMPS := $(VENV)/.stamps
 
 # command:package pairs that each purpose needs
 RUN_COMMANDS := qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-io:qemu-utils mke2fs:e2fsprogs debugfs:e2fsprogs sfdisk:fdisk
-TEST_COMMANDS := $(RUN_COMMANDS) restic:restic zstd:zstd chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
+TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
                  /usr/lib/postgresql/15/bin/postgres:postgresql-15 ip:iproute2 mount:mount \
                  rclone:rclone sshd:openssh-server ssh:openssh-client
 

@@ -285,9 +285,7 @@ UNFOLD = {
         },
     },
     "SIDEBAR": {"show_search": True, "command_search": True, "navigation": "brs.admin_site.navigation"},
-    "SITE_FAVICONS": [
-        {"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("brs/favicon.svg")}
-    ],
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("brs/favicon.svg")}],
     "STYLES": [lambda _request: static("brs/brs.css")],
     "SCRIPTS": [lambda _request: static("brs/live.js")],
     "DASHBOARD_CALLBACK": "apps.reports.dashboard.context",
