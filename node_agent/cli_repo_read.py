@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from node_agent.cli_repo_modes import long_line, permissions
@@ -21,6 +21,7 @@ from node_agent.cli_session import (
     tag_lists,
     wants_json,
 )
+from node_agent.errors import DamagedError
 from node_agent.items import Issues, printable
 from node_agent.repository import files_restore
 from node_agent.repository.repository import Repository
@@ -42,28 +43,38 @@ def _find(repo: Repository, args: argparse.Namespace, spec: str) -> Snapshot:
     return find_snapshot(repo, spec, hosts=args.host, paths=args.path, tags=tag_lists(args.tag))
 
 
-def _chosen(repo: Repository, args: argparse.Namespace) -> list[Snapshot]:
+def _chosen(
+    repo: Repository, args: argparse.Namespace, damaged: Callable[[DamagedError], None] | None = None
+) -> list[Snapshot]:
     if args.ids:
         return [_find(repo, args, spec) for spec in args.ids]
-    return list_snapshots(repo, hosts=args.host, paths=args.path, tags=tag_lists(args.tag))
+    return list_snapshots(repo, hosts=args.host, paths=args.path, tags=tag_lists(args.tag), damaged=damaged)
 
 
 # --- snapshots ---
 
 
 def snapshots(args: argparse.Namespace) -> int:
+    """Those that can be read are listed even if others cannot; the damaged ones are named, and the exit code is 1."""
+    hurt: list[DamagedError] = []
     with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
-        found = _chosen(repo, args)
+        found = _chosen(repo, args, hurt.append)
     if wants_json(args):
         print_json([snapshot.describe_json() for snapshot in found])
-        return 0
+    else:
+        _print_snapshots(found)
+    for error in hurt:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+    return 1 if hurt else 0
+
+
+def _print_snapshots(found: Sequence[Snapshot]) -> None:
     rows = [("ID", "Time", "Host", "Tags", "Paths")]
     for snapshot in found:
         when = snapshot.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         rows.append((snapshot.short_id, when, snapshot.hostname, ",".join(snapshot.tags), " ".join(snapshot.paths)))
     _print_table(rows)
     print(f"{len(found)} snapshots")
-    return 0
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

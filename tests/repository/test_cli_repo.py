@@ -216,6 +216,17 @@ def test_a_damaged_pack_is_named_by_check_and_restore(cli: Cli, source: Path, tm
     assert "were not restored" in done.stderr.decode()
 
 
+def test_one_damaged_snapshot_hides_no_other(cli: Cli, source: Path) -> None:
+    for _ in range(2):
+        cli.run("backup", str(source))
+    hurt = sorted((cli.repo / "snapshots").iterdir())[0]
+    hurt.chmod(0o600)
+    hurt.write_bytes(hurt.read_bytes()[:-1])
+    listed = cli.run("snapshots", "--json", expect=1)
+    assert hurt.name[:8] in listed.stderr.decode()
+    assert [row["id"] for row in json.loads(listed.stdout)] == [sorted((cli.repo / "snapshots").iterdir())[1].name]
+
+
 def test_a_full_destination_is_said_and_leaves_the_repository_whole(tmp_path: Path, source: Path) -> None:
     (source / "large").write_bytes(os.urandom(40 * MIB))
     with mounted(tmp_path / "small", "tmpfs", "size=24m") as small:
