@@ -207,5 +207,7 @@ def open_connections() -> int:
                 return cursor.fetchone()[0]
         finally:
             connection.close()
-    wrappers = [found for found in gc.get_objects() if isinstance(found, BaseDatabaseWrapper)]
+    wrappers = [
+        found for found in gc.get_objects() if issubclass(type(found), BaseDatabaseWrapper)
+    ]  # no look into proxies
     return sum(wrapper.connection is not None for wrapper in wrappers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,20 @@ def test_the_wire_brings_no_part_of_the_node_or_server_along(package: str) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _parsed(path: Path) -> ast.Module:
+    """Python before 3.11.5 miscounts its own depth when a collection of garbage comes in between (gh-106905)."""
+    gc.disable()
+    try:
+        return ast.parse(path.read_text())
+    finally:
+        gc.enable()
+
+
 def test_no_error_is_swallowed_in_silence() -> None:
     """``except Exception`` needs a log, an answer or a raise; ``except: pass`` is nowhere."""
     silent = []
     for path in OURS:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_parsed(path)):
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = node.type is None or (

@@ -214,6 +214,7 @@ class ServerDouble:
                 if task.state == "leased" and not task.elsewhere and task.incarnation != request.incarnation:
                     task.state = "queued"
             while True:
+                self._renew_held(request)
                 leased = self._take(request)
                 raw, self.raw_tasks = self.raw_tasks, []
                 left = until - time.monotonic()
@@ -234,13 +235,20 @@ class ServerDouble:
                 return known | {"tasks": raw + known["tasks"]}  # type: ignore[return-value]
             return reply
 
+    def _renew_held(self, request: LeaseRequest) -> None:
+        """As the server does at each look of a poll: what its asker holds is not handed out, to him neither."""
+        for task in self.tasks.values():
+            mine = task.id in request.holding and task.incarnation == request.incarnation
+            if mine and task.state == "leased" and not task.elsewhere and not self.away:
+                task.deadline = time.monotonic() + self.ttl_s
+
     def _take(self, request: LeaseRequest) -> list[LeasedTask]:
         now = time.monotonic()
         leased: list[LeasedTask] = []
         for task in self.tasks.values():
             if task.state == "leased" and task.deadline < now:
                 task.state = "queued"
-            if task.state != "queued" or len(leased) >= request.free_slots or request.draining:
+            if self.away or task.state != "queued" or len(leased) >= request.free_slots or request.draining:
                 continue
             task.state, task.token, task.incarnation = "leased", uuid4().hex, request.incarnation
             task.attempt += 1
