@@ -44,7 +44,7 @@ def test_the_wire_brings_no_part_of_the_node_or_server_along(package: str) -> No
 
 
 def _parsed(path: Path) -> ast.Module:
-    """Python before 3.11.5 miscounts its own depth when a collection of garbage comes in between (gh-106905)."""
+    """Seen once on CPython 3.11.2: “AST constructor recursion depth mismatch”; suspected: a collection of garbage."""
     gc.disable()
     try:
         return ast.parse(path.read_text())
