@@ -29,7 +29,7 @@ def read_lease(answer: bytes) -> tuple[LeaseReply, list[Unreadable]]:
         reply = LeaseReply.model_validate_json(json.dumps(data))
         if not isinstance(raw_tasks, list):
             raise TypeError
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         # Not chained: the reply may hold secrets.
         raise ServerUnreachable("The server's reply to a lease request makes no sense.") from None
     tasks, unreadable = [], []

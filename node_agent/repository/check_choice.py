@@ -11,15 +11,15 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from node_agent.errors import ConfigError
 
-_PART = re.compile(r"(\d+)/(\d+)\Z")
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%\Z")
-_SIZE = re.compile(r"(\d+)([KMGT]?)\Z", re.IGNORECASE)
+_PART = re.compile(r"(\d{1,3})/(\d{1,3})\Z", re.ASCII)
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%\Z", re.ASCII)
+_SIZE = re.compile(r"(\d{1,15})([KMGT]?)\Z", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _VERSION = 1
 
@@ -42,19 +42,40 @@ class VerifiedPacks:
         return self._path is not None
 
     def note(self, pack: str, at: float) -> None:
-        self._db.execute("INSERT OR REPLACE INTO verified VALUES (?, ?)", (bytes.fromhex(pack), at))
+        self._run("INSERT OR REPLACE INTO verified VALUES (?, ?)", [(bytes.fromhex(pack), at)])
 
     def forget(self, pack: str) -> None:
         """It was found damaged: read it first the next time."""
-        self._db.execute("DELETE FROM verified WHERE pack = ?", (bytes.fromhex(pack),))
+        self._run("DELETE FROM verified WHERE pack = ?", [(bytes.fromhex(pack),)])
 
     def times(self) -> Iterator[tuple[str, float]]:
-        for pack, at in self._db.execute("SELECT pack, at FROM verified"):
-            yield pack.hex(), at
+        try:
+            for pack, at in self._db.execute("SELECT pack, at FROM verified"):
+                if isinstance(pack, bytes) and isinstance(at, float):
+                    yield pack.hex(), at
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"The cache database {self._path} cannot be used: {error}.") from error
+        except sqlite3.DatabaseError:
+            self._begin_anew()
 
     def keep_only(self, packs: Mapping[str, int]) -> None:
         gone = [(bytes.fromhex(pack),) for pack, _ in self.times() if pack not in packs]
-        self._db.executemany("DELETE FROM verified WHERE pack = ?", gone)
+        self._run("DELETE FROM verified WHERE pack = ?", gone)
+
+    def _run(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            self._db.executemany(statement, rows)
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"The cache database {self._path} cannot be used: {error}.") from error
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The database is damaged: what it remembered is proven anew."""
+        self._db.close()
+        for suffix in ("", "-wal", "-shm") if self._path is not None else ():
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
         if self._path is None:

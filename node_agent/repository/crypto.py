@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from node_agent.repository.backend.base import Buffer
+from node_agent.repository.strict_json import parse_json
 
 NONCE_SIZE = 16
 TAG_SIZE = 16
@@ -105,7 +106,7 @@ class Key:
     def from_json(cls, data: bytes) -> Key:
         """Raises ValueError for anything that is not a key."""
         try:
-            value: dict[str, Any] = json.loads(data)
+            value: dict[str, Any] = parse_json(data)
             parts = (value["encrypt"], value["mac"]["k"], value["mac"]["r"])
             return cls(*(base64.b64decode(part, validate=True) for part in parts))
         except (KeyError, TypeError) as error:

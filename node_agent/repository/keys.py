@@ -18,6 +18,7 @@ from node_agent.repository.backend.base import Backend, Kind
 from node_agent.repository.crypto import OWN_SCRYPT, SALT_SIZE, Key, ScryptParams, Unauthenticated, key_from_password
 from node_agent.repository.identity import username
 from node_agent.repository.rfc3339 import format_ns, from_datetime
+from node_agent.repository.strict_json import parse_json
 
 MAX_OWN_KEYS = 16
 _MAX_TRIED = 20
@@ -83,10 +84,10 @@ def list_keys(backend: Backend) -> list[KeyInfo]:
             found.append(KeyInfo(name, damaged="its name is not the SHA-256 of its content"))
             continue
         try:
-            value = json.loads(content)
+            value = parse_json(content)
             texts = [str(value.get(field) or "") for field in ("username", "hostname", "created")]
             found.append(KeyInfo(name, *texts))
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             found.append(KeyInfo(name, damaged="it is not a key file"))
     return found
 
@@ -149,13 +150,13 @@ def add_key(
 
 def _open(content: bytes, password: str) -> Key:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
         if value["kdf"] != "scrypt":
             raise _BadKeyFile(f"its key derivation {value['kdf']!r} is unknown")
         params = ScryptParams(int(value["N"]), int(value["r"]), int(value["p"]))
         salt, data = (base64.b64decode(value[field], validate=True) for field in ("salt", "data"))
         user_key = key_from_password(password, salt, params)
-    except (KeyError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
+    except (KeyError, TypeError, OverflowError, binascii.Error) as error:
         raise _BadKeyFile("it is not a key file") from error
     except ValueError as error:
         raise _BadKeyFile(str(error)) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.errors import ConfigError
+from node_agent.repository.strict_json import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,10 @@ def _is_dead(path: Path) -> bool:
     finally:
         os.close(descriptor)
     try:
-        entry: dict[str, Any] = json.loads(content)
-        boot, pid, started = str(entry["boot"]), int(entry["pid"]), int(entry["started"])
+        entry: dict[str, Any] = parse_json(content)
+        boot, pid, started = str(entry["boot"]), entry["pid"], entry["started"]
+        if type(pid) is not int or type(started) is not int or not 0 < pid < 1 << 31:
+            raise ValueError("no process has these numbers")
     except (ValueError, KeyError, TypeError):
         return age > _UNFINISHED_S  # killed while it wrote the entry, or writing it right now
     return boot != boot_id() or not is_running(pid, started)

@@ -6,7 +6,6 @@ SQLite takes the folder from ``SQLITE_TMPDIR`` or ``TMPDIR``, else ``/var/tmp``.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,6 +14,7 @@ from node_agent.errors import DamagedError
 from node_agent.progress import Progress
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.reader import BlobReader
+from node_agent.repository.strict_json import parse_json
 
 BATCH = 1000  # keys in one statement
 _TREES_AT_ONCE = 256
@@ -99,13 +99,13 @@ def references(tree_id: bytes, content: bytes) -> tuple[list[bytes], list[bytes]
     data: list[bytes] = []
     trees: list[bytes] = []
     try:
-        for node in json.loads(content)["nodes"] or ():
+        for node in parse_json(content)["nodes"] or ():
             data += map(bytes.fromhex, node.get("content") or ())
             if subtree := node.get("subtree"):
                 trees.append(bytes.fromhex(subtree))
         if any(len(blob_id) != 32 for ids in (data, trees) for blob_id in ids):
             raise ValueError("an id is not 32 bytes")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"tree {tree_id.hex()} is damaged: {error}.") from error
     return data, trees
 

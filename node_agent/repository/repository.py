@@ -46,6 +46,7 @@ from node_agent.repository.pack import BlobKind
 from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.sealed import SealedFiles
+from node_agent.repository.strict_json import parse_json
 from node_agent.repository.writer import BlobWriter, Saved
 
 __all__ = ["BlobKind", "BlobWriter", "Config", "Lock", "LockHolder", "Repository", "Saved"]
@@ -67,8 +68,10 @@ class Config:
     def from_json(cls, plain: bytes) -> Config:
         """Raises DamagedError, RepositoryUnsupported."""
         try:
-            value = json.loads(plain)
-            config = cls(int(value["version"]), str(value["id"]), int(value["chunker_polynomial"], 16))
+            value = parse_json(plain)
+            config = cls(value["version"], value["id"], int(value["chunker_polynomial"], 16))
+            if type(config.version) is not int or not _ID.match(config.id) or not 0 < config.polynomial < 1 << 64:
+                raise ValueError("version, id or polynomial is impossible")
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"config is damaged: {error!r}.") from error
         if config.version not in (1, 2):

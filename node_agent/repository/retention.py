@@ -14,7 +14,8 @@ from typing import Any
 
 from node_agent.repository.snapshot import Snapshot
 
-_DURATION = re.compile(r"(\d+)([ymdh])")
+_DURATION = re.compile(r"(\d+)([ymdh])", re.ASCII)
+_BEGINNING = datetime.min.replace(tzinfo=UTC)  # a span that reaches further reaches to here
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,14 @@ class Duration:
     def before(self, time: datetime) -> datetime:
         month = time.month - 1 - self.months
         year = time.year - self.years + month // 12
-        first = time.replace(year=max(1, year), month=month % 12 + 1, day=1)
-        # Days beyond the month's end run over into the next one, as in Go's AddDate.
-        return first + timedelta(days=time.day - 1 - self.days, hours=-self.hours)
+        if year < 1:
+            return _BEGINNING
+        first = time.replace(year=year, month=month % 12 + 1, day=1)
+        try:
+            # Days beyond the month's end run over into the next one, as in Go's AddDate.
+            return first + timedelta(days=time.day - 1 - self.days, hours=-self.hours)
+        except OverflowError:
+            return _BEGINNING
 
     def __bool__(self) -> bool:
         return any((self.years, self.months, self.days, self.hours))
@@ -151,7 +157,7 @@ def _reasons(ordered: Sequence[Snapshot], policy: KeepPolicy, now: datetime) -> 
     counted = [_Bucket("last snapshot", lambda _, number: number, policy.last)]
     counted += [_Bucket(f"{name} snapshot", key, getattr(policy, name)) for name, key in _KEYS]
     spans = [_Bucket(f"{name} within", key, within=getattr(policy, f"within_{name}")) for name, key in _KEYS]
-    newest = max((s.time for s in ordered if s.time < now), default=datetime.min.replace(tzinfo=UTC))
+    newest = max((s.time for s in ordered if s.time < now), default=_BEGINNING)
     found: dict[str, Reason] = {}
     for number, snapshot in enumerate(ordered):
         oldest = number == len(ordered) - 1

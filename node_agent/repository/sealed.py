@@ -7,16 +7,17 @@ bare JSON, as version 1 wrote it and the config always is.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from node_agent.errors import DamagedError
 from node_agent.repository.backend.base import CONFIG_NAME, Backend, Buffer, Kind
-from node_agent.repository.compression import NotCompressed, compress, decompress
+from node_agent.repository.compression import MAX_UNPACKED, NotCompressed, compress, decompress
 from node_agent.repository.crypto import Key, Unauthenticated
+from node_agent.repository.strict_json import parse_json
 
 _ZSTD = b"\x02"
 _LEVEL = 3
+_MAX_SMALL = 1 << 20  # of a config or a lock, which have some hundred bytes
 
 
 class SealedFiles:
@@ -29,10 +30,15 @@ class SealedFiles:
 
     def load(self, kind: Kind, name: str) -> bytes:
         """The plain content, name and seal proven. Raises ObjectMissing, DamagedError (naming the file)."""
-        sealed = self.backend.get(kind, name)
+        sealed = self.read(kind, name)
         if kind is not Kind.CONFIG and hashlib.sha256(sealed).hexdigest() != name:
             raise DamagedError(f"{describe(kind, name)} is damaged: its name is not the SHA-256 of its content.")
         return self.unseal(kind, name, sealed)
+
+    def read(self, kind: Kind, name: str) -> bytes:
+        """The file as it is stored; one larger than any honest one is cut off, and thereby damaged."""
+        limit = _MAX_SMALL if kind in (Kind.CONFIG, Kind.LOCK) else MAX_UNPACKED
+        return self.backend.get(kind, name, length=limit)
 
     def unseal(self, kind: Kind, name: str, sealed: Buffer) -> bytes:
         try:
@@ -44,9 +50,9 @@ class SealedFiles:
         """Raises DamagedError also for what is no JSON."""
         plain = self.load(kind, name)
         try:
-            return json.loads(plain)
+            return parse_json(plain)
         except ValueError as error:
-            raise DamagedError(f"{describe(kind, name)} is damaged: it is not JSON.") from error
+            raise DamagedError(f"{describe(kind, name)} is damaged: it is not JSON ({error}).") from error
 
     def seal(self, kind: Kind, plain: bytes) -> tuple[str, bytearray]:
         """Name and sealed content, opened again and compared, so that a fault of memory is never stored."""

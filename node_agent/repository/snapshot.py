@@ -230,24 +230,28 @@ def _decode(name: str, value: dict[str, Any]) -> Snapshot:
     tree = str(value["tree"])
     if len(bytes.fromhex(tree)) != 32:
         raise ValueError("the tree's id is not 32 bytes")
-    lists = {key: tuple(value.get(key) or ()) for key in ("paths", "tags", "excludes")}
-    texts = {key: value.get(key, "") for key in ("hostname", "username", "program_version")}
-    for key, entries in [*lists.items(), *((key, (text,)) for key, text in texts.items())]:
-        if not all(isinstance(entry, str) for entry in entries):
+    lists = {key: value.get(key) or [] for key in ("paths", "tags", "excludes")}
+    texts = {key: value.get(key) or "" for key in ("hostname", "username", "program_version", "parent", "original")}
+    numbers = {key: value.get(key, 0) for key in ("uid", "gid")}
+    for key, entries in [*lists.items(), *((key, [text]) for key, text in texts.items())]:
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise ValueError(f"{key} is no text")
+    if not all(type(number) is int and 0 <= number < 1 << 32 for number in numbers.values()):
+        raise ValueError("uid or gid is impossible")
+    summary = dict(value.get("summary") or {})
     return Snapshot(
         id=name,
         time=parse_datetime(value["time"]),
         tree=tree,
-        paths=lists["paths"],
+        paths=tuple(lists["paths"]),
         hostname=texts["hostname"],
         username=texts["username"],
-        uid=value.get("uid", 0),
-        gid=value.get("gid", 0),
-        tags=lists["tags"],
-        excludes=lists["excludes"],
-        parent=value.get("parent"),
-        original=value.get("original"),
+        uid=numbers["uid"],
+        gid=numbers["gid"],
+        tags=tuple(lists["tags"]),
+        excludes=tuple(lists["excludes"]),
+        parent=texts["parent"] or None,
+        original=texts["original"] or None,
         program_version=texts["program_version"],
-        summary=value.get("summary") or {},
+        summary=summary,
     )

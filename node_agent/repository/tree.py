@@ -21,6 +21,7 @@ from node_agent.errors import DamagedError
 from node_agent.repository.go_quote import decode_name, encode_name
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.rfc3339 import format_ns, parse_ns
+from node_agent.repository.strict_json import parse_json
 
 __all__ = ["Node", "decode_tree", "encode_tree", "from_go_mode", "go_mode", "load_tree", "node_type", "walk"]
 
@@ -43,10 +44,12 @@ _SPECIAL = ((stat.S_ISUID, _GO_SETUID), (stat.S_ISGID, _GO_SETGID), (stat.S_ISVT
 
 _SIMPLE = re.compile(rb"[ !#-%'-.0-;=?-\[\]-~]+\Z")  # names that need no escape: ASCII without " & / < > and \
 # What these fields must be if they are there: who uses a node need not ask again.
-_KINDS: tuple[tuple[str, type], ...] = (
-    *((key, int) for key in ("mode", "uid", "gid", "inode", "device_id", "size", "links", "device")),
-    *((key, str) for key in ("type", "user", "group", "error")),
+_NUMBERS = (  # and below which bound: Go's uint32 and uint64; sizes are those that a file can have
+    *((key, 1 << 32) for key in ("mode", "uid", "gid")),
+    *((key, 1 << 64) for key in ("inode", "device_id", "links", "device")),
+    ("size", 1 << 63),
 )
+_TEXTS = ("type", "user", "group", "error")
 _HTML = re.compile("[<>&\u2028\u2029]")
 
 
@@ -126,9 +129,9 @@ def encode_tree(nodes: Iterable[Node]) -> bytes:
 def decode_tree(content: bytes) -> list[Node]:
     """The entries in the order they have. Raises ValueError. Names are not judged: who restores must do so."""
     try:
-        value = json.loads(content)
+        value = parse_json(content)
         return [_decode_node(node) for node in value["nodes"] or ()]
-    except (KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+    except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f"not a tree: {error!r}") from error
 
 
@@ -236,8 +239,11 @@ def _html_safe(text: str) -> str:
 
 
 def _decode_node(value: dict[str, Any]) -> Node:
-    for key, kind in _KINDS:
-        if key in value and type(value[key]) is not kind:
+    for key, bound in _NUMBERS:
+        if key in value and (type(value[key]) is not int or not 0 <= value[key] < bound):
+            raise ValueError(f"{key} is {value[key]!r:.80}")
+    for key in _TEXTS:
+        if key in value and type(value[key]) is not str:
             raise ValueError(f"{key} is {value[key]!r:.80}")
     raw_target = value.get("linktarget_raw")
     mtime, atime = value.get("mtime"), value.get("atime")

@@ -37,7 +37,7 @@ def nodes(draw: st.DrawFn) -> Node:
     )
     if kind == "file":
         node.content = draw(st.lists(IDS, max_size=4))
-        node.size = draw(st.integers(0, 2**63))
+        node.size = draw(st.integers(0, 2**63 - 1))
     elif kind == "dir":
         node.subtree = draw(IDS)
         node.generic_attributes = draw(st.dictionaries(TEXT, st.integers(), max_size=2))

@@ -24,6 +24,7 @@ from node_agent.errors import ObjectMissing
 Buffer = bytes | bytearray | memoryview
 
 CONFIG_NAME = "config"
+MAX_OBJECT = 512 << 20  # larger ones nobody writes; a peer that sends more is not listened to
 
 _HEX_NAME = re.compile(r"[0-9a-f]{64}\Z")
 

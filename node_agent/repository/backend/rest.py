@@ -31,11 +31,23 @@ from node_agent.errors import (
     ObjectMissing,
     RepositoryExists,
 )
-from node_agent.repository.backend.base import CONFIG_NAME, Backend, Buffer, Kind, ObjectInfo, is_object_name
+from node_agent.repository.backend.base import (
+    CONFIG_NAME,
+    MAX_OBJECT,
+    Backend,
+    Buffer,
+    Kind,
+    ObjectInfo,
+    is_object_name,
+)
 from node_agent.repository.backend.settings import Settings, redacted
+from node_agent.repository.strict_json import parse_json
 
 _V2 = "application/vnd.x.restic.rest.v2"
 _SLICE = 1 << 18
+_MAX_WORDS = 64 << 10  # of what a server says besides objects and listings
+_MAX_LISTING = 1 << 30  # some ten million packs
+_KEPT = (b"content-length", b"last-modified", b"date")
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -99,21 +111,20 @@ class RestBackend(Backend):
         headers = {}
         if offset or length is not None:
             headers["Range"] = f"bytes={offset}-" + ("" if length is None else str(offset + length - 1))
-        answer = self._send("GET", _path(kind, name), headers=headers)
+        bound = MAX_OBJECT if length is None else offset + length  # a server that knows no ranges sends from the start
+        answer = self._send("GET", _path(kind, name), headers=headers, bound=bound)
         if answer.status_code == 416:  # begins at or behind the end
             return b""
         self._must(answer, "be read", kind, name)
-        if headers and answer.status_code == 200:  # the whole object: the server knows no ranges
-            end = None if length is None else offset + length
-            return answer.content[offset:end]
-        return answer.content
+        begin = offset if headers and answer.status_code == 200 else 0  # 200: the server knows no ranges
+        return answer.content[begin : None if length is None else begin + length]
 
     def list(self, kind: Kind) -> Iterator[ObjectInfo]:
         if kind is Kind.CONFIG:
             if self.exists(kind, CONFIG_NAME):
                 yield self.stat(kind, CONFIG_NAME)
             return
-        answer = self._send("GET", f"/{kind.value}/", headers={"Accept": _V2})
+        answer = self._send("GET", f"/{kind.value}/", headers={"Accept": _V2}, bound=_MAX_LISTING)
         if answer.status_code == 404:
             return  # nothing of this kind was ever stored
         self._must(answer, "be listed")
@@ -150,10 +161,24 @@ class RestBackend(Backend):
         self._client.close()
 
     def _send(
-        self, method: str, path: str, headers: dict[str, str] | None = None, content: Iterator[bytes] | None = None
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        content: Iterator[bytes] | None = None,
+        bound: int = _MAX_WORDS,
     ) -> httpx.Response:
+        """The answer; of a body that goes on beyond ``bound`` bytes the rest is not read."""
         try:
-            return self._client.request(method, self._base + path, headers=headers, content=content)
+            with self._client.stream(method, self._base + path, headers=headers, content=content) as answer:
+                pieces: list[bytes] = []
+                for piece in answer.iter_raw():
+                    pieces.append(piece)
+                    bound -= len(piece)
+                    if bound < 0:
+                        break
+                kept = [(name, value) for name, value in answer.headers.raw if name.lower() in _KEPT]
+                return httpx.Response(answer.status_code, headers=kept, content=b"".join(pieces))
         except httpx.RequestError as error:
             if isinstance(error.__cause__ or error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error):
                 raise BackendError(
@@ -165,7 +190,7 @@ class RestBackend(Backend):
 
     def _entries(self, answer: httpx.Response) -> Iterator[tuple[str, int]]:
         try:
-            entries = answer.json()
+            entries = parse_json(answer.content)
             if not isinstance(entries, list | None):
                 raise TypeError("no list")
             for entry in entries or ():  # rest-server writes an empty list as null
