@@ -27,6 +27,7 @@
     │   ├── NotEnrolled
     │   ├── ServerNotTrusted
     │   └── LeaseLost
+    ├── WorkerDied              a process that a run had started (retryable)
     ├── Cancelled
     └── Interrupted             the node is stopping; the task goes back to the queue (retryable)
 
@@ -182,6 +183,13 @@ class BackendUnavailable(BackendError):
     retryable = True
     default_message = "The destination does not answer."
     default_hint = "Check the connection to the destination; the run is tried again."
+
+
+class WorkerDied(BrsError):
+    code = "worker-died"
+    retryable = True
+    default_message = "A worker process ended before its work was done."
+    default_hint = "Most often memory ran out: look at the kernel's log. What is stored is not stored again."
 
 
 class ServerError(BrsError):

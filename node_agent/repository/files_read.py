@@ -1,7 +1,6 @@
-"""The content of one file into blobs.
+"""The content of one open file into blobs.
 
-A file is opened below its open folder, never through a link, and never in a way that can hang (a FIFO that
-took its place). Holes are not read. What is read is what was there when it was opened: a file that grows is
+Holes are not read. What is read is what was there when it was opened: a file that grows is
 read to the size it had then. Whether it changed meanwhile is told by :class:`ReadFile`.
 """
 
@@ -9,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from node_agent.progress import Progress
 from node_agent.repository.chunking import MIN_SIZE, Chunker
+from node_agent.repository.files_open import version
 from node_agent.repository.repository import BlobKind, BlobWriter
 from node_agent.repository.writer import Pending
 from node_agent.repository.zeros import MARK_SIZE, ZeroBlobs
@@ -61,15 +60,6 @@ class ReadFile:
     changed: bool  # size or time differ from what they were before reading
 
 
-def open_regular(name: bytes, folder_fd: int) -> int:
-    """A descriptor of a file; without touching its access time where that is allowed."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.open(name, flags | os.O_NOATIME, dir_fd=folder_fd)
-    except PermissionError:  # O_NOATIME is for the owner and root only
-        return os.open(name, flags, dir_fd=folder_fd)
-
-
 class FileReader:
     """Reads files into the repository; for one thread."""
 
@@ -89,7 +79,7 @@ class FileReader:
         else:
             read = self._read_large(fd, before, content)
         after = os.fstat(fd)
-        changed = content.size != before.st_size or _version(after) != _version(before)
+        changed = content.size != before.st_size or version(after) != version(before)
         return ReadFile(content, read, before.st_size > MIN_SIZE, changed)
 
     def _read_small(self, fd: int, size: int, content: Content) -> int:
@@ -119,10 +109,6 @@ class FileReader:
                 read += len(chunk)
                 self._progress.add(done_bytes=len(chunk), read_bytes=len(chunk))
         return read
-
-
-def _version(st: os.stat_result) -> tuple[int, int]:
-    return st.st_size, st.st_mtime_ns
 
 
 def _stretches(fd: int, st: os.stat_result) -> Iterator[tuple[int, int, bool]]:
@@ -167,7 +153,3 @@ class _Stretch:
         got = os.preadv(self.fd, [memoryview(b)[:want]], self.position)
         self.position += got
         return got
-
-
-def is_regular(st: os.stat_result) -> bool:
-    return stat.S_ISREG(st.st_mode)

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from node_agent.repository.files_pool import Batch
 from node_agent.repository.files_read import Content
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter
-from node_agent.repository.tree import Node, encode_tree
+from node_agent.repository.tree import EncodedNode, Node, encode_node, encode_tree
 from node_agent.repository.writer import Pending
 
 MAX_WAITING_FOLDERS = 256
@@ -25,17 +26,27 @@ Load = Callable[[bytes], Sequence[Node]]
 
 
 @dataclass(slots=True)
+class Later:
+    """Files ``first`` to ``end`` of a batch."""
+
+    batch: Batch
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
 class Folder:
-    """The nodes of one folder; contents and subtrees are filled in when it is stored.
+    """The nodes of one folder (``path``); contents and subtrees are filled in when it is stored.
 
     ``digest``: what it looked like, to be kept in the cache of folders; None if it must not be. ``cached``: it looks
     as it did when that tree was made, so only its folders are added here, and mostly nothing is to be stored.
     """
 
-    nodes: list[Node] = field(default_factory=list)
+    path: bytes = b""
+    nodes: list[Node | EncodedNode] = field(default_factory=list)
     digest: bytes | None = None
     cached: CachedFolder | None = None
-    _later: list[Callable[[], None]] = field(default_factory=list)
+    _later: list[Later] = field(default_factory=list)
     _contents: list[tuple[Node, Content]] = field(default_factory=list)
     _folders: list[tuple[Node, Folder]] = field(default_factory=list)
     _subtrees: list[bytes] = field(default_factory=list)
@@ -43,15 +54,22 @@ class Folder:
     _id: bytes | None = None
 
     def add(self, node: Node) -> None:
+        """An entry of which everything is known."""
+        self.add_encoded(EncodedNode(node.name, encode_node(node)))
+
+    def add_encoded(self, node: EncodedNode) -> None:
         self.nodes.append(node)
 
     def add_file(self, node: Node, content: Content) -> None:
         self.nodes.append(node)
         self._contents.append((node, content))
 
-    def add_later(self, add: Callable[[], None]) -> None:
-        """``add`` adds a file that is being read; it is called when the folder is stored."""
-        self._later.append(add)
+    def add_later(self, batch: Batch, number: int) -> None:
+        """A file that is being read, by its number in a batch."""
+        if self._later and self._later[-1].batch is batch and self._later[-1].end == number:
+            self._later[-1].end = number + 1
+        else:
+            self._later.append(Later(batch, number, number + 1))
 
     def add_folder(self, node: Node, folder: Folder) -> None:
         self.nodes.append(node)
@@ -60,12 +78,15 @@ class Folder:
     @property
     def weight(self) -> int:
         """How many nodes it holds in memory."""
-        return len(self.nodes) + len(self._later)
+        return len(self.nodes) + sum(later.end - later.first for later in self._later)
 
-    def store(self, writer: BlobWriter, load: Load) -> None:
-        """Its folders must have been stored before. Frees the nodes. ``load`` reads a tree: raises DamagedError."""
-        for add in self._later:
-            add()
+    def store(self, writer: BlobWriter, load: Load, take: Take) -> None:
+        """Its folders must have been stored before. Frees the nodes.
+
+        ``load`` reads a tree: raises DamagedError. ``take`` waits for files that are being read, and adds them.
+        """
+        for later in self._later:
+            take(self, later)
         self._subtrees = [folder.id() for _, folder in self._folders]
         if self.cached is not None and self._subtrees == self.cached.subtrees:
             self._id = self.cached.tree
@@ -98,12 +119,16 @@ class Folder:
         return [replace(node, subtree=now[node.name]) if node.is_dir else node for node in kept]
 
 
+Take = Callable[[Folder, Later], None]
+
+
 class TreeQueue:
     """Stores finished folders a little later, in the order in which they were finished."""
 
-    def __init__(self, writer: BlobWriter, load: Load, cache: FolderCache | None) -> None:
+    def __init__(self, writer: BlobWriter, load: Load, take: Take, cache: FolderCache | None) -> None:
         self._writer = writer
         self._load = load
+        self._take = take
         self._cache = cache
         self._waiting: deque[Folder] = deque()
         self._stored: deque[Folder] = deque()  # their ids are not known yet
@@ -124,7 +149,7 @@ class TreeQueue:
     def _store_oldest(self) -> None:
         folder = self._waiting.popleft()
         self._nodes -= folder.weight
-        folder.store(self._writer, self._load)
+        folder.store(self._writer, self._load, self._take)
         if self._cache is not None and folder.digest is not None:
             self._stored.append(folder)
             if len(self._stored) > MAX_WAITING_FOLDERS:

@@ -7,24 +7,37 @@ leads nowhere and depth is bounded by open files rather than by the interpreter.
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from node_agent.errors import DamagedError, SourceError
 from node_agent.items import Issue, Issues, Severity, printable
 from node_agent.progress import Progress
-from node_agent.repository.chunking import MIN_SIZE
 from node_agent.repository.files_frames import Before, Frame, Linked, Tally, WalkOptions, WalkStats
 from node_agent.repository.files_listing import Entry, Listing, list_folder
-from node_agent.repository.files_meta import group_name, node_from_stat, proc_path, read_xattrs, user_name
-from node_agent.repository.files_read import Content, FileReader, is_regular, open_regular
+from node_agent.repository.files_meta import node_from_stat, proc_path, read_xattrs
+from node_agent.repository.files_open import is_regular, open_regular
+from node_agent.repository.files_pool import SmallFiles
+from node_agent.repository.files_read import Content, FileReader
 from node_agent.repository.files_roots import RootFolder
-from node_agent.repository.files_small import SmallFile, SmallFiles
-from node_agent.repository.files_trees import Folder, TreeQueue
+from node_agent.repository.files_small import (
+    CHANGED,
+    REPLACED,
+    SMALL_FILE,
+    Finding,
+    Outcome,
+    Owner,
+    describe_file,
+    finding_of,
+    no_xattrs,
+    set_owner,
+)
+from node_agent.repository.files_trees import Folder, Later, TreeQueue
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
-from node_agent.repository.tree import Node, load_tree, node_type
+from node_agent.repository.tree import EncodedNode, Node, encode_node, load_tree, node_type
 
 # A file whose change time is this close to the parent's start may have changed after it was read, within the
 # same tick of the file system's clock: it is read again.
@@ -32,7 +45,6 @@ TICK_NS = 20_000_000
 
 
 _TOLD_AT_ONCE = 64  # files
-_VANISHED = ("vanished", "It vanished while the backup ran.")
 
 
 class Walk:
@@ -52,8 +64,9 @@ class Walk:
         self._reader = FileReader(writer, repo.chunker, progress)
         # Owners from elsewhere are no part of what a folder looks like.
         self._cache = cache if not options.owners else None
-        self._small = SmallFiles(self._read_small)
-        self._trees = TreeQueue(writer, self._load_cached, self._cache)
+        self._writer = writer
+        self._small = SmallFiles(writer, progress, self._read_grown)
+        self._trees = TreeQueue(writer, self._load_cached, self._take, self._cache)
         self._linked: dict[tuple[int, int], Linked] = {}
         self._root = b"/"
         self._device = 0
@@ -75,7 +88,7 @@ class Walk:
     # --- down to the roots ---
 
     def _store_above(self, plan: RootFolder, before: Before) -> Folder:
-        folder = Folder()
+        folder = Folder(plan.path)
         for name, child in sorted(plan.children.items()):
             if not child.is_root:
                 node = node_from_stat(name, os.stat(child.path))
@@ -131,6 +144,9 @@ class Walk:
                     continue
                 self._progress.check()
                 name, st = entry
+                if st is not None and frame.before.tree is None and _is_small(st) and not self._options.owners:
+                    self._add_small(frame, name, st.st_size, False, None)  # nearly all of a first backup
+                    continue
                 left_out = self._issues.left_out
                 child = self._visit(frame, os.path.join(frame.path, name), name, name, st)
                 if self._issues.left_out != left_out:
@@ -164,10 +180,8 @@ class Walk:
                 self._leave_out(path, "unknown-type", "It is of an unknown type.")
             else:
                 self._store_special(frame, path, name, on_disk, st)
-        except FileNotFoundError:
-            self._leave_out(path, *_VANISHED)
         except OSError as error:
-            self._leave_out(path, *_unreadable(error))
+            self._leave_out(path, *finding_of(error))
         return None
 
     def _is_excluded(self, path: bytes, st: os.stat_result) -> bool:
@@ -181,7 +195,7 @@ class Walk:
         node = self._node(path, name, st) if frame.subtrees is None else Node(name, "dir")
         if self._options.one_file_system and st.st_dev != self._device:
             os.close(fd)
-            empty = Folder()
+            empty = Folder(path)
             self._trees.finish(empty)
             frame.folder.add_folder(node, empty)
             return None
@@ -204,12 +218,12 @@ class Walk:
         cached = self._find_cached(before, listing)
         if cached is None:
             digest = listing.digest if listing.newest_ns < self._recordable_ns else None
-            return Frame(path, fd, iter(listing), before, Folder(digest=digest))
+            return Frame(path, fd, iter(listing), before, Folder(path, digest=digest))
         self._take_over(path, listing)
         digest = listing.digest
         subtrees = dict(zip(listing.folders, cached.subtrees, strict=True))
         entries: Iterator[Entry] = ((name, None) for name in listing.folders)
-        return Frame(path, fd, entries, before, Folder(digest=digest, cached=cached), subtrees)
+        return Frame(path, fd, entries, before, Folder(path, digest=digest, cached=cached), subtrees)
 
     # --- folders that look as they did ---
 
@@ -244,8 +258,7 @@ class Walk:
         node = node_from_stat(name, st)
         owner = self._options.owners.get(path)
         if owner is not None:
-            node.uid, node.gid = owner
-            node.user, node.group = user_name(node.uid), group_name(node.gid)
+            set_owner(node, owner)
         return node
 
     def _store_file(self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, st: os.stat_result) -> None:
@@ -254,71 +267,89 @@ class Walk:
             frame.folder.add(replace(known, device_id=st.st_dev, links=st.st_nlink))
             self.stats.unmodified += 1
             self._tally.done_bytes += known.size
-            self._count(path, known.size)
+            self._tell_of(path, known.size)
             return
-        file = SmallFile(path, name, known is not None)
-        if st.st_size <= MIN_SIZE and st.st_nlink == 1 and name is on_disk:
-            self._small.add(file, frame, frame.fd, st.st_size)
-            frame.folder.add_later(lambda: self._take_small(frame.folder, file))
-            return
-        self._read_file(frame.fd, on_disk, file, self._read)
-        self._take(frame.folder, file)
+        owner = self._options.owners.get(path)
+        if _is_small(st) and name is on_disk:
+            self._add_small(frame, name, st.st_size, known is not None, owner)
+        else:
+            self._store_now(frame, path, name, on_disk, owner, known is not None)
 
-    def _read_small(self, folder_fd: int, file: SmallFile) -> None:
-        """On a thread: touches nothing of the walk."""
-        try:
-            self._read_file(folder_fd, file.name, file, self._read_plain)
-        except FileNotFoundError:
-            file.issues.append(_VANISHED)
-        except OSError as error:
-            file.issues.append(_unreadable(error))
+    def _add_small(self, frame: Frame, name: bytes, size: int, known: bool, owner: Owner | None) -> None:
+        batch = self._small.add(name, frame, frame.fd, size, known, owner)
+        frame.folder.add_later(batch, len(batch.names) - 1)
 
-    def _read_file(self, folder_fd: int, on_disk: bytes, file: SmallFile, read: _Read) -> None:
-        fd = open_regular(on_disk, folder_fd)
+    def _store_now(
+        self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, owner: Owner | None, known: bool
+    ) -> None:
+        """A large file, or one with several names; raises OSError."""
+        findings: list[Finding] = []
+        fd = open_regular(on_disk, frame.fd)
         try:
             st = os.fstat(fd)
             if not is_regular(st):
-                file.issues.append(("changed", "It was replaced by something else while the backup ran."))
+                self._note_findings(frame.folder, path, [REPLACED])
                 return
-            node = self._node(file.path, file.name, st)
-            try:
-                node.xattrs = list(read_xattrs(fd))
-            except OSError as error:
-                file.issues.append(_no_xattrs(error))
-            file.content = read(fd, st, file)
-            node.size = file.content.size
-            file.node = node
+            node = describe_file(fd, name, st, owner, findings)
+            content = self._read(fd, st, findings)
         finally:
             os.close(fd)
+        self._note_findings(frame.folder, path, findings)
+        node.size = content.size
+        frame.folder.add_file(node, content)
+        self._count(path, content.size, known)
 
-    def _take_small(self, folder: Folder, file: SmallFile) -> None:
-        self._small.wait(file)
-        self._take(folder, file)
+    def _read_grown(self, folder: int, name: bytes, owner: Owner | None) -> Outcome:
+        """A file that was small when its folder was listed; on a thread, so it touches nothing of the walk."""
+        findings: list[Finding] = []
+        try:
+            fd = open_regular(name, folder)
+            try:
+                st = os.fstat(fd)
+                if not is_regular(st):
+                    return Outcome(None, 0, 0, [REPLACED])
+                node = describe_file(fd, name, st, owner, findings)
+                read = FileReader(self._writer, self._repo.chunker, Progress()).read(fd, st)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return Outcome(None, 0, 0, [*findings, finding_of(error)])
+        if read.changed:
+            findings.append(CHANGED)
+        node.size, node.content = read.content.size, read.content.ids()
+        return Outcome(encode_node(node), node.size, read.read_bytes, findings)
 
-    def _take(self, folder: Folder, file: SmallFile) -> None:
-        """Put a file that was read into its folder."""
-        for code, message in file.issues:
-            self._leave_out(file.path, code, message)
+    def _take(self, folder: Folder, later: Later) -> None:
+        """Put files that were read into their folder."""
+        batch = later.batch
+        outcomes = self._small.wait(batch)
+        for number in range(later.first, later.end):
+            outcome, name = outcomes[number], batch.names[number]
+            if outcome.findings:
+                self._note_findings(folder, os.path.join(folder.path, name), outcome.findings)
+            self.stats.read_bytes += outcome.read_bytes
+            self._tally.read_bytes += outcome.read_bytes
+            self._tally.done_bytes += outcome.read_bytes
+            if outcome.node is not None:
+                folder.add_encoded(EncodedNode(name, outcome.node))
+                self._count(os.path.join(folder.path, name), outcome.size, batch.known[number])
+
+    def _note_findings(self, folder: Folder, path: bytes, findings: Sequence[Finding]) -> None:
+        for code, message in findings:
+            self._leave_out(path, code, message)
             folder.digest = None  # the tree does not hold all that the folder looks like
-        self.stats.read_bytes += file.read_bytes
-        if not file.counted:
-            self._tally.read_bytes += file.read_bytes
-            self._tally.done_bytes += file.read_bytes
-        if file.node is None or file.content is None:
-            return
-        folder.add_file(file.node, file.content)
-        self.stats.new += not file.known
-        self.stats.changed += file.known
-        self._count(file.path, file.content.size)
 
-    def _read_plain(self, fd: int, st: os.stat_result, file: SmallFile) -> Content:
-        result = self._reader.read(fd, st)
-        file.read_bytes, file.counted = result.read_bytes, result.counted
-        if result.changed:
-            file.issues.append(("changed", "It changed while it was read; the stored content may be mixed."))
-        return result.content
+    def _read_plain(self, fd: int, st: os.stat_result, findings: list[Finding]) -> Content:
+        read = self._reader.read(fd, st)
+        self.stats.read_bytes += read.read_bytes
+        if not read.counted:
+            self._tally.read_bytes += read.read_bytes
+            self._tally.done_bytes += read.read_bytes
+        if read.changed:
+            findings.append(CHANGED)
+        return read.content
 
-    def _read(self, fd: int, st: os.stat_result, file: SmallFile) -> Content:
+    def _read(self, fd: int, st: os.stat_result, findings: list[Finding]) -> Content:
         """The file's content; of a hard link that was read under another name, the same."""
         key = (st.st_dev, st.st_ino)
         linked = self._linked.get(key)
@@ -328,8 +359,8 @@ class Walk:
                 del self._linked[key]
             self._progress.add(done_bytes=linked.content.size)
             return linked.content
-        content = self._read_plain(fd, st, file)
-        if not file.issues and st.st_nlink > 1:
+        content = self._read_plain(fd, st, findings)
+        if not findings and st.st_nlink > 1:
             self._linked[key] = Linked(content, st.st_nlink - 1)
         return content
 
@@ -358,7 +389,7 @@ class Walk:
         try:
             return list(read_xattrs(where, follow=follow))
         except OSError as error:
-            self._leave_out(path, *_no_xattrs(error))
+            self._leave_out(path, *no_xattrs(error))
             return []
 
     # --- the parent snapshot ---
@@ -372,7 +403,13 @@ class Walk:
 
     # --- counting ---
 
-    def _count(self, path: bytes, size: int) -> None:
+    def _count(self, path: bytes, size: int, known: bool) -> None:
+        """A file that was stored. ``known``: the parent snapshot has it, as another one."""
+        self.stats.new += not known
+        self.stats.changed += known
+        self._tell_of(path, size)
+
+    def _tell_of(self, path: bytes, size: int) -> None:
         self.stats.size_bytes += size
         self._tally.done_files += 1
         if self._tally.done_files >= _TOLD_AT_ONCE:
@@ -392,12 +429,5 @@ class Walk:
         self._issues.add(Issue(printable(path), "socket", message, Severity.NOTE))
 
 
-_Read = Callable[[int, os.stat_result, SmallFile], Content]
-
-
-def _unreadable(error: OSError) -> tuple[str, str]:
-    return "unreadable", f"It cannot be read: {error.strerror}."
-
-
-def _no_xattrs(error: OSError) -> tuple[str, str]:
-    return "xattrs", f"Its extended attributes cannot be read: {error.strerror}."
+def _is_small(st: os.stat_result) -> bool:
+    return stat.S_ISREG(st.st_mode) and st.st_size <= SMALL_FILE and st.st_nlink == 1

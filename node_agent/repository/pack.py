@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -71,9 +71,19 @@ class PackBuilder:
         self.parts.append(sealed)
         self.size += len(sealed)
 
-    def fits(self, length: int) -> bool:
-        header = _FIXED + (len(self.blobs) + 1) * _COMPRESSED.size
-        return len(self.blobs) < MAX_ENTRIES and self.size + length + header <= MAX_SIZE
+    def add_run(self, blobs: Iterable[tuple[bytes, int, int]], sealed: Buffer) -> None:
+        """Blobs that lie one after the other in ``sealed``: (id, sealed length, uncompressed length) of each."""
+        offset = self.size
+        for blob_id, length, raw_length in blobs:
+            self.blobs.append(PackedBlob(self.kind, blob_id, offset, length, raw_length))
+            offset += length
+        self.parts.append(sealed)
+        self.size = offset
+
+    def fits(self, length: int, count: int = 1) -> bool:
+        """Whether ``count`` blobs of ``length`` bytes together may be added."""
+        header = _FIXED + (len(self.blobs) + count) * _COMPRESSED.size
+        return len(self.blobs) + count <= MAX_ENTRIES and self.size + length + header <= MAX_SIZE
 
     @property
     def full(self) -> bool:

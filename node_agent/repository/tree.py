@@ -15,15 +15,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node_agent.errors import DamagedError
 from node_agent.repository.go_quote import decode_name, encode_name
-from node_agent.repository.repository import BlobKind, Repository
+from node_agent.repository.pack import BlobKind
 from node_agent.repository.rfc3339 import format_ns, parse_ns
 from node_agent.repository.strict_json import parse_json
 
-__all__ = ["Node", "decode_tree", "encode_tree", "from_go_mode", "go_mode", "load_tree", "node_type", "walk"]
+if TYPE_CHECKING:  # a process that only describes files need not load the store's half of the engine
+    from node_agent.repository.repository import Repository
+
+__all__ = [
+    "EncodedNode",
+    "Node",
+    "decode_tree",
+    "encode_node",
+    "encode_tree",
+    "from_go_mode",
+    "go_mode",
+    "load_tree",
+    "node_type",
+    "walk",
+]
 
 FILE, DIR, SYMLINK, DEV, CHARDEV, FIFO, SOCKET = "file", "dir", "symlink", "dev", "chardev", "fifo", "socket"
 
@@ -93,6 +107,13 @@ class Node:
         return from_go_mode(self.mode)
 
 
+class EncodedNode(NamedTuple):
+    """An entry as it will stand in its tree: half the memory of a node, and made wherever there is time."""
+
+    name: bytes
+    json: bytes
+
+
 @lru_cache(maxsize=1024)
 def go_mode(st_mode: int) -> int:
     bits = st_mode & 0o777
@@ -117,13 +138,19 @@ def node_type(st_mode: int) -> str:
     return next((name for unix, name, _ in _TYPES if stat.S_IFMT(st_mode) == unix), "")
 
 
-def encode_tree(nodes: Iterable[Node]) -> bytes:
+def encode_tree(nodes: Iterable[Node | EncodedNode]) -> bytes:
     """The tree blob's content. Raises ValueError for duplicate names and names no directory can hold."""
     ordered = sorted(nodes, key=lambda node: node.name)
     for before, after in pairwise(ordered):
         if before.name == after.name:
             raise ValueError(f"the name {before.name!r} occurs twice")
-    return ('{"nodes":[' + ",".join(map(_encode_node, ordered)) + "]}\n").encode("utf-8", "replace")
+    encoded = [node.json if isinstance(node, EncodedNode) else encode_node(node) for node in ordered]
+    return b'{"nodes":[' + b",".join(encoded) + b"]}\n"
+
+
+def encode_node(node: Node) -> bytes:
+    """One entry as it stands in a tree. Raises ValueError for a name that no directory can hold."""
+    return _encode_node(node).encode("utf-8", "replace")
 
 
 def decode_tree(content: bytes) -> list[Node]:

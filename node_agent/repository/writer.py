@@ -21,11 +21,12 @@ from typing import Protocol, TypeVar
 from node_agent.errors import BrsError, RepositoryError
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
-from node_agent.repository.compression import compress, level_of
+from node_agent.repository.compression import level_of
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_AGE_S, MAX_BLOBS, PackEntry, save_index_file
-from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
+from node_agent.repository.pack import BlobKind, PackBuilder
 from node_agent.repository.sealed import SealedFiles
+from node_agent.repository.sealing import EVERYTHING, SAMPLE, SealedBlob, Sealer
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,9 @@ T = TypeVar("T")
 
 BYTES_IN_FLIGHT = 64 << 20
 _PACKS_IN_FLIGHT = 3
-_TREE_LEVEL = 3
 _SMALL = 64 << 10  # blobs up to this size are stored in batches: a thread's handling costs more than their hashing
 _BATCH_BLOBS = 128
 _BATCH_BYTES = 1 << 20
-_SAMPLE = 4  # of 256: this share of data blobs is opened again after sealing
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +58,6 @@ _Blob = tuple[BlobKind, Buffer]
 
 
 _Key = tuple[BlobKind, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    kind: BlobKind
-    id: bytes
-    sealed: Buffer
-    raw_length: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -140,8 +130,7 @@ class BlobWriter:
         self._index = index
         self._guard = guard
         self._progress = progress
-        self._level = level_of(compression)
-        self._sample = 256 if verify_write else _SAMPLE
+        self.sealer = Sealer(files.key, level_of(compression), EVERYTHING if verify_write else SAMPLE)
         self._budget = _ByteBudget(BYTES_IN_FLIGHT)
         self._gathering = threading.Lock()
         self._batch = _Batch()
@@ -259,19 +248,39 @@ class BlobWriter:
         keys = [(kind, hashlib.sha256(data).digest()) for kind, data in blobs]
         self._raise_error()
         claimed = self._claim(keys)
-        sealed: list[_Sealed] = []
-        for key, (_, data) in zip(keys, blobs, strict=True):
-            if key in claimed:
-                claimed.remove(key)  # the second of two alike in one batch is no new one
-                sealed.append(self._seal(*key, data))
-        new = {(blob.kind, blob.id): len(blob.sealed) for blob in sealed}
-        for builder in self._append(sealed):
-            self._dispatch(builder)
-        if sealed:
-            stored = sum(len(blob.sealed) for blob in sealed)
-            self._progress.add(new_bytes=sum(blob.size for blob in sealed), stored_bytes=stored)
+        new: dict[_Key, int] = {}
+        for key, (kind, data) in zip(keys, blobs, strict=True):
+            if key in claimed and key not in new:  # the second of two alike in one batch is no new one
+                blob, sealed = self.sealer.seal(*key, data)
+                new[key] = blob.length
+                self.add_sealed(kind, [blob], sealed)
         # Of two alike the first is the new one.
         return [Saved(key[1], new=key in new, stored_bytes=new.pop(key, 0)) for key in keys]
+
+    # --- for whoever seals by himself ---
+
+    def claim(self, kind: BlobKind, ids: Sequence[bytes]) -> list[int]:
+        """The positions of those that the caller is to seal and to hand to :meth:`add_sealed`; ids may be empty.
+
+        A claim that is not kept leaves a blob missing: the run must then fail. Raises as :meth:`submit` does.
+        """
+        self._still_wanted()
+        mine = self._claim([(kind, blob_id) for blob_id in ids if blob_id])
+        wanted: list[int] = []
+        for position, blob_id in enumerate(ids):
+            if (kind, blob_id) in mine:
+                mine.remove((kind, blob_id))  # of two alike the first
+                wanted.append(position)
+        return wanted
+
+    def add_sealed(self, kind: BlobKind, blobs: Sequence[SealedBlob], sealed: Buffer) -> None:
+        """Take over claimed blobs that lie one after the other in ``sealed``, about a MiB at most."""
+        self._raise_error()
+        if not blobs:
+            return
+        for builder in self._append(kind, blobs, sealed):
+            self._dispatch(builder)
+        self._progress.add(new_bytes=sum(blob.size for blob in blobs), stored_bytes=len(sealed))
 
     def _claim(self, keys: Sequence[_Key]) -> set[_Key]:
         """Those that are this caller's to store: in no index, and claimed by nobody else."""
@@ -287,44 +296,25 @@ class BlobWriter:
                 self._claims -= listed  # the index says it; remembering it twice would cost memory
         return mine - listed
 
-    def _seal(self, kind: BlobKind, blob_id: bytes, data: Buffer) -> _Sealed:
-        plain, raw_length = self._compressed(kind, data)
-        sealed = self._files.key.seal(plain)
-        if kind is BlobKind.TREE or blob_id[0] < self._sample:
-            open_blob(
-                self._files.key, "(not yet stored)", PackedBlob(kind, blob_id, 0, len(sealed), raw_length), sealed
-            )
-        return _Sealed(kind, blob_id, sealed, raw_length, len(data))
-
-    def _compressed(self, kind: BlobKind, data: Buffer) -> tuple[Buffer, int]:
-        """What to seal, and the uncompressed length to note (0: stored as it is)."""
-        if kind is BlobKind.TREE:
-            return compress(data, _TREE_LEVEL), len(data)  # always, else stock prune repacks it for ever
-        if self._level is not None:
-            smaller = compress(data, self._level)
-            if len(smaller) < len(data):
-                return smaller, len(data)
-        return data, 0
-
-    def _append(self, blobs: Sequence[_Sealed]) -> list[PackBuilder]:
-        """Put blobs into the open packs of their kinds; returns the packs that became ready by that."""
+    def _append(self, kind: BlobKind, blobs: Sequence[SealedBlob], sealed: Buffer) -> list[PackBuilder]:
+        """Put a run of blobs into the open pack of their kind; returns the packs that became ready by that."""
         ready: list[PackBuilder] = []
         with self._state:
-            for blob in blobs:
-                builder = self._builders.get(blob.kind)
-                if builder is not None and not builder.fits(len(blob.sealed)):
-                    ready.append(self._builders.pop(blob.kind))
-                    builder = None
-                if builder is None:
-                    builder = self._builders[blob.kind] = PackBuilder(blob.kind)
-                if not builder.fits(len(blob.sealed)):
-                    raise RepositoryError(f"A {blob.kind} blob of {blob.size} bytes is larger than a pack may be.")
-                builder.add(blob.id, blob.sealed, blob.raw_length)
-                if builder.full:
-                    ready.append(self._builders.pop(blob.kind))
-                self.new_bytes += blob.size
-                self.stored_bytes += len(blob.sealed)
-                self.new_blobs += 1
+            builder = self._builders.pop(kind, None)
+            if builder is not None and not builder.fits(len(sealed), len(blobs)):
+                ready.append(builder)
+                builder = None
+            builder = builder or PackBuilder(kind)
+            if not builder.fits(len(sealed), len(blobs)):
+                raise RepositoryError(f"{kind.capitalize()} of {len(sealed)} bytes are more than a pack may hold.")
+            builder.add_run(((blob.id, blob.length, blob.raw_length) for blob in blobs), sealed)
+            if builder.full:
+                ready.append(builder)
+            else:
+                self._builders[kind] = builder
+            self.new_bytes += sum(blob.size for blob in blobs)
+            self.stored_bytes += len(sealed)
+            self.new_blobs += len(blobs)
         return ready
 
     def _dispatch(self, builder: PackBuilder) -> None:

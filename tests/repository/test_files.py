@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node_agent.errors import Cancelled, ConfigError, SourceError, SourceMissing
 from node_agent.items import Issues
 from node_agent.progress import Progress
-from node_agent.repository import files_walk
+from node_agent.repository import files_small, files_walk
 from node_agent.repository.excludes import Excludes
 from node_agent.repository.files_browse import find_node
 from node_agent.repository.files_estimate import estimated
@@ -212,13 +213,13 @@ def test_a_file_that_vanishes_is_left_out_and_the_others_stored(
     source.mkdir()
     for name in ("a", "b", "c"):
         (source / name).write_bytes(name.encode())
-    honest = files_walk.open_regular
+    honest = files_small.open_regular
 
     def vanish(name: bytes, folder_fd: int) -> int:
         (source / "b").unlink(missing_ok=True)
         return honest(name, folder_fd)
 
-    monkeypatch.setattr(files_walk, "open_regular", vanish)
+    monkeypatch.setattr(files_small, "open_regular", vanish)
     issues = Issues()
     result = back_up(new_repo(tmp_path / "repo"), source, issues=issues)
     assert result.files == 2
@@ -233,14 +234,15 @@ def test_a_file_that_changes_while_it_is_read_makes_the_snapshot_partial(
     source = tmp_path / "source"
     source.mkdir()
     (source / "log").write_bytes(b"x" * size)
-    honest = FileReader.read
+    honest = files_small.describe_file
 
-    def append_first(self: FileReader, fd: int, before: os.stat_result) -> object:
+    def append_first(*args: Any) -> object:
         with (source / "log").open("ab") as file:
             file.write(b"more")
-        return honest(self, fd, before)
+        return honest(*args)
 
-    monkeypatch.setattr(FileReader, "read", append_first)
+    for module in (files_small, files_walk):
+        monkeypatch.setattr(module, "describe_file", append_first)
     issues = Issues()
     repo = new_repo(tmp_path / "repo")
     result = back_up(repo, source, issues=issues)
@@ -273,14 +275,14 @@ def test_a_fifo_that_takes_a_files_place_does_not_hang_the_run(tmp_path: Path, m
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(b"a")
-    honest = files_walk.open_regular
+    honest = files_small.open_regular
 
     def replace(name: bytes, folder_fd: int) -> int:
         (source / "a").unlink()
         os.mkfifo(source / "a")
         return honest(name, folder_fd)
 
-    monkeypatch.setattr(files_walk, "open_regular", replace)
+    monkeypatch.setattr(files_small, "open_regular", replace)
     issues = Issues()
     assert back_up(new_repo(tmp_path / "repo"), source, issues=issues).files == 0
     assert names_of(issues) == [("a", "changed")]
@@ -291,14 +293,14 @@ def test_a_link_that_takes_a_files_place_is_not_followed(tmp_path: Path, monkeyp
     source.mkdir()
     (source / "a").write_bytes(b"a")
     (tmp_path / "secret").write_bytes(b"secret")
-    honest = files_walk.open_regular
+    honest = files_small.open_regular
 
     def replace(name: bytes, folder_fd: int) -> int:
         (source / "a").unlink()
         (source / "a").symlink_to(tmp_path / "secret")
         return honest(name, folder_fd)
 
-    monkeypatch.setattr(files_walk, "open_regular", replace)
+    monkeypatch.setattr(files_small, "open_regular", replace)
     issues = Issues()
     assert back_up(new_repo(tmp_path / "repo"), source, issues=issues).files == 0
     assert names_of(issues) == [("a", "unreadable")]

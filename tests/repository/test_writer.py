@@ -103,7 +103,7 @@ def test_memory_in_flight_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         gate.wait(30)
         return compress(data, level)
 
-    monkeypatch.setattr(writer_module, "compress", slow)
+    monkeypatch.setattr("node_agent.repository.sealing.compress", slow)
     monkeypatch.setattr(writer_module, "BYTES_IN_FLIGHT", 4 << 20)
     submitted = []
 
