@@ -163,7 +163,7 @@ def _channel_layer(redis_url: str) -> dict[str, object]:
     # The layer waits 5 s at a time for a message, and the client's own limit is as long: whichever ended first, a
     # quiet stream would break every few seconds.
     host = {"address": redis_url, "socket_timeout": 30.0}
-    return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
+    return {"BACKEND": "brs.channel_layer.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
 
 
 CHANNEL_LAYERS = {"default": _channel_layer(REDIS_URL)}

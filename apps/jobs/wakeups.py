@@ -96,16 +96,23 @@ class Wakeups:
         channel = await layer.new_channel("work")
         await layer.group_add(publish.WORK, channel)
         self._wake({})  # what was said while nobody listened
-        ends = asyncio.get_running_loop().time() + REJOIN_S
         try:
-            while (left := ends - asyncio.get_running_loop().time()) > 0:
-                try:
-                    message = await asyncio.wait_for(layer.receive(channel), left)
-                except TimeoutError:
-                    return
-                self._wake(message)
+            # No ``wait_for``: before Python 3.12 it swallows a cancellation that comes together with a message, and
+            # the listener would outlive its event loop's wish to end.
+            async with asyncio.timeout(REJOIN_S) as until:
+                while True:
+                    self._wake(await layer.receive(channel))
+        except TimeoutError:
+            if not until.expired():
+                raise
         finally:
+            await self._leave(layer, channel)
+
+    async def _leave(self, layer: Any, channel: str) -> None:
+        try:
             await layer.group_discard(publish.WORK, channel)
+        except Exception as error:  # noqa: BLE001  it must not take the place of a cancellation
+            log.info("the channel layer keeps a listener that is gone, for a day at most: %s", error)
 
     def _wake(self, message: dict[str, Any]) -> None:
         loop = asyncio.get_running_loop()
