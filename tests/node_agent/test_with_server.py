@@ -1,6 +1,9 @@
 """Node and real server, each a process of its own: killed at random moments, every run still ends well by itself.
 
-BRS_TEST_KILLS sets how often (the release runs 20); the phase of each kill is printed.
+BRS_TEST_KILLS sets how often; the phase of each kill is printed. A release runs
+
+    BRS_TEST_KILLS=20 pytest -s tests/node_agent/test_with_server.py -k killed
+    BRS_KILL_ROUNDS=10 pytest -s tests/e2e/test_server_kill.py          (and once more under tests.lab.services)
 """
 
 from __future__ import annotations
@@ -174,7 +177,7 @@ def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository
     running.slow_down()
     points_before = running.points()
     strikes: list[int] = []  # packs that the struck run had written
-    for number in range(KILLS * 2):
+    for number in range(KILLS * 2 + 4):
         if len(strikes) == KILLS:
             break
         change(running, dice)
@@ -192,10 +195,10 @@ def test_a_node_killed_at_random_moments_leaves_good_jobs_and_a_clean_repository
         assert job["state"] == "succeeded", job
         checked = running.restic("check", "--read-data")
         assert checked.returncode == 0, checked.stdout + checked.stderr
-        if struck["state"] not in ENDED:
+        if struck["state"] == "running":  # a kill before its start or after its end does not count
             strikes.append(packs)
-    assert len(strikes) == KILLS, "too many kills came after the end of the job"
-    assert sum(packs > 0 for packs in strikes) >= KILLS // 4
+    assert len(strikes) == KILLS, "too many kills came before the start or after the end of the job"
+    assert sum(packs > 0 for packs in strikes) >= max(1, KILLS // 4)
     snapshots = json.loads(running.restic("snapshots", "--json").stdout)
     assert len(snapshots) == running.points() == points_before + number + (len(strikes) < KILLS)
 
