@@ -20,17 +20,19 @@ RUN_COMMANDS := qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-io:qemu-utils mke2f
 TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
                  /usr/lib/postgresql/15/bin/postgres:postgresql-15 ip:iproute2 mount:mount \
                  rclone:rclone sshd:openssh-server ssh:openssh-client
+LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common radosgw:radosgw restic:restic
 
-.PHONY: help demo run test test-postgres check lint format bench clean
+.PHONY: help demo run test test-postgres test-lab check lint format bench clean
 help:
 	@echo "make demo    protect real data, restore it and see it happen (SOURCE=/path IMAGE=/disk.qcow2 ONCE=1 PORT=n)"
 	@echo "make run     standalone server and a local node (PORT=n)"
 	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
+	@echo "make test-lab  what needs a real Ceph and its S3 gateway: installs them (61 MB), starts its own, ends it"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
 	@echo "make bench   benchmarks against peers, in one run"
 
 $(STAMPS)/system-%:
-	@.ci/system-packages $(if $(filter test,$*),$(TEST_COMMANDS),$(RUN_COMMANDS))
+	@.ci/system-packages $(if $(filter test,$*),$(TEST_COMMANDS),$(if $(filter lab,$*),$(LAB_COMMANDS),$(RUN_COMMANDS)))
 	@mkdir -p $(STAMPS) && touch $@
 
 $(BIN)/python:
@@ -67,6 +69,9 @@ test: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 
 test-postgres: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 	$(BIN)/python -m tests.lab.services -- $(BIN)/python $(PYTEST) $(TESTS)
+
+test-lab: $(STAMPS)/dev $(STAMPS)/system-lab
+	$(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab"
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -21,11 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
+import botocore.session
 import httpx
 import pytest
+from botocore.config import Config
 
 from node_agent.repository.backend import Backend, open_backend
+from tests.lab import ceph
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_S = 60
@@ -143,6 +148,47 @@ class Moto(Peer):
 
 def _s3_dummy_auth() -> dict[str, str]:
     return {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, Signature=x"}
+
+
+class Radosgw(Peer):
+    """Ceph's own gateway, over a whole Ceph of this machine (``make test-lab``)."""
+
+    def __init__(self, folder: Path) -> None:
+        if absent := [program for program in ceph.PROGRAMS if ceph.which(program) is None]:
+            missing(f"{', '.join(absent)} not installed (make test-lab)")
+        self._folder = Path(tempfile.mkdtemp(prefix="brs-lab-"))
+        self.lab = ceph.Ceph(self._folder)
+        self.state = self.lab.up()
+        self.port = self.state.s3_port
+        self.s3(self.state.user).create_bucket(Bucket="buck")
+
+    def s3(self, user: ceph.S3User) -> Any:
+        """Amazon's own client, with somebody's rights."""
+        session = botocore.session.get_session()
+        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        return session.create_client(
+            "s3",
+            region_name="us-east-1",
+            endpoint_url=self.state.endpoint,
+            aws_access_key_id=user.access_key,
+            aws_secret_access_key=user.secret_key,
+            config=config,
+        )
+
+    def place_in(self, bucket: str, user: ceph.S3User | None = None, **options: str) -> Place:
+        who = user or self.state.user
+        env = {"AWS_ACCESS_KEY_ID": who.access_key, "AWS_SECRET_ACCESS_KEY": who.secret_key, "HOME": "/nowhere"}
+        given = {name.replace("_", "-"): value for name, value in options.items()}
+        return Place(f"s3:{self.state.endpoint}/{bucket}/{uuid.uuid4().hex}", given, env)
+
+    def place(self) -> Place:
+        return self.place_in("buck")
+
+    def nowhere(self) -> Place:
+        return self.place_in("nowhere")
+
+    def stop(self) -> None:
+        self.lab.down()
 
 
 class GcsStandIn(Peer):
@@ -281,6 +327,7 @@ class RcloneRest(Peer):
 KINDS_OF_PEERS: dict[str, type[Peer]] = {
     "local": LocalFolder,
     "s3": Moto,
+    "radosgw": Radosgw,
     "azure": Azurite,
     "gcs-stand-in": GcsStandIn,
     "sftp": Sshd,
