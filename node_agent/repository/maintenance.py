@@ -11,7 +11,14 @@ from node_agent.errors import ConfigError, RepositoryError
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.retention import Decision, Duration, KeepPolicy, Reason, apply_policy
-from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots, remove_snapshot, save_snapshot
+from node_agent.repository.snapshot import (
+    Snapshot,
+    find_snapshot,
+    identity_of,
+    list_snapshots,
+    remove_snapshot,
+    save_snapshot,
+)
 
 __all__ = [
     "Duration",
@@ -126,21 +133,17 @@ def tag_snapshots(
     Under an exclusive lock. Returns (old id, new id) of those whose tags changed.
     """
     changed = []
-    there = {_identity(snapshot): snapshot.id for snapshot in list_snapshots(repo)}
+    there = {identity_of(snapshot): snapshot.id for snapshot in list_snapshots(repo)}
     for snapshot in snapshots:
         tags = change.apply(snapshot.tags)
         if tags == tuple(snapshot.tags):
             continue
         new = replace(snapshot, id="", tags=tags, original=snapshot.original or snapshot.id)
         # A run that was killed may have written it already.
-        name = there.get(_identity(new)) or save_snapshot(repo, lock, new).id
+        name = there.get(identity_of(new)) or save_snapshot(repo, lock, new).id
         remove_snapshot(repo, snapshot.id)
         changed.append((snapshot.id, name))
     return changed
-
-
-def _identity(snapshot: Snapshot) -> tuple[str, str, datetime, tuple[str, ...]]:
-    return snapshot.original or snapshot.id, snapshot.tree, snapshot.time, tuple(snapshot.tags)
 
 
 def plan_forget(

@@ -15,7 +15,14 @@ from node_agent.errors import DamagedError
 from node_agent.items import printable
 from node_agent.progress import Progress
 from node_agent.repository.repository import BlobKind, BlobWriter, Lock, Repository
-from node_agent.repository.snapshot import PARTIAL_TAG, Snapshot, remove_snapshot, save_snapshot
+from node_agent.repository.snapshot import (
+    PARTIAL_TAG,
+    Snapshot,
+    identity_of,
+    list_snapshots,
+    remove_snapshot,
+    save_snapshot,
+)
 from node_agent.repository.tree import Node, encode_tree, load_tree
 
 BlobKey = tuple[BlobKind, bytes]
@@ -77,6 +84,7 @@ def repair_snapshots(
     One of which nothing can be had is neither replaced nor removed.
     """
     found: list[HurtSnapshot] = []
+    there = {identity_of(one): one.id for one in list_snapshots(repo, damaged=lambda _: None)}
     for snapshot in snapshots:
         with repo.writer(progress) as writer:
             repair = _Repair(repo, lost, progress, writer)
@@ -89,9 +97,9 @@ def repair_snapshots(
             continue
         tags = (*(tag for tag in snapshot.tags if tag != PARTIAL_TAG), PARTIAL_TAG)
         original = snapshot.original or snapshot.id
-        hurt.repaired = save_snapshot(
-            repo, lock, replace(snapshot, id="", tree=tree.hex(), tags=tags, original=original)
-        ).id
+        new = replace(snapshot, id="", tree=tree.hex(), tags=tags, original=original)
+        # A run that was killed, or another before this one, may have written it already.
+        hurt.repaired = there.get(identity_of(new)) or save_snapshot(repo, lock, new).id
         if forget:
             remove_snapshot(repo, snapshot.id)
             hurt.forgotten = True

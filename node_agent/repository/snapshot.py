@@ -103,6 +103,11 @@ def new_snapshot(
     )
 
 
+def identity_of(snapshot: Snapshot) -> tuple[str, str, datetime, tuple[str, ...]]:
+    """What two rewritten snapshots have in common when one run was killed and another did the same again."""
+    return snapshot.original or snapshot.id, snapshot.tree, snapshot.time, tuple(snapshot.tags)
+
+
 def prove_content(repo: Repository, ids: Iterable[bytes], kind: BlobKind = BlobKind.DATA) -> None:
     """Every id is listed by the store's index files as they are now. Raises DamagedError.
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from node_agent.repository.files_restore import dump
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import list_snapshots
 from tests.repository.core_world import FAST, NOON, flip, make_snapshot, new_repo, open_repo, restic, stored
-from tests.repository.cuts import cut_everywhere
 
 RNG = random.Random(8)
 PARTS = [RNG.randbytes(60_000) for _ in range(6)]
@@ -142,22 +140,6 @@ def test_a_repository_is_not_copied_onto_itself(folders: tuple[Path, Path]) -> N
     source = open_repo(folders[0])
     with source.lock() as lock, pytest.raises(ConfigError, match="same repository"):
         copy_snapshots(source, source, lock, list_snapshots(source))
-
-
-def test_a_copy_that_is_cut_anywhere_is_finished_by_the_next(folders: tuple[Path, Path]) -> None:
-    keep = shutil.copytree(folders[1], folders[1].parent / "keep")
-
-    def judge() -> None:
-        restic(folders[1], "check", "--read-data", password=OTHER_PASSWORD)
-        done = len(list_snapshots(_open_target(folders[1])))
-        assert len(_copy(*folders).skipped) == done
-        assert len(list_snapshots(_open_target(folders[1]))) == 3
-        shutil.rmtree(folders[1])
-        shutil.copytree(keep, folders[1])
-
-    assert cut_everywhere(folders[1], lambda: _copy(*folders), judge) >= 12
-    _prove(folders[1], 3)
-    assert len(list_snapshots(_open_target(folders[1]))) == 3
 
 
 def test_a_full_target_is_said_and_keeps_the_repository_good(

@@ -9,7 +9,6 @@ from node_agent.errors import RepositoryError, WrongPassword
 from node_agent.repository.backend import open_backend
 from node_agent.repository.keys import add_key, change_password, list_keys, open_master_key, remove_key
 from tests.repository.core_world import FAST, PASSWORD, flip, new_repo, open_repo, restic, stored
-from tests.repository.cuts import cut_everywhere
 
 
 @pytest.fixture
@@ -62,30 +61,6 @@ def test_the_password_can_be_changed_while_there_are_as_many_keys_as_may_be(fold
     change_password(backend, opened, "changed")
     assert len(list_keys(backend)) == 16
     restic(folder, "snapshots", password="changed")
-
-
-def test_a_change_of_password_that_is_cut_anywhere_leaves_one_that_opens(folder: Path) -> None:
-    def opens() -> list[str]:
-        return [password for password in (PASSWORD, "changed") if _opens(folder, password)]
-
-    def change() -> None:
-        backend = open_backend(str(folder))
-        change_password(backend, open_master_key(backend, opens()[0]), "changed")
-
-    def judge() -> None:
-        assert opens()
-        restic(folder, "check", password=opens()[0])
-
-    assert cut_everywhere(folder, change, judge) >= 2
-    assert opens()
-
-
-def _opens(folder: Path, password: str) -> bool:
-    try:
-        open_master_key(open_backend(str(folder)), password)
-    except WrongPassword:
-        return False
-    return True
 
 
 def test_unlock_clears_what_was_left_behind_and_spares_who_works(folder: Path) -> None:

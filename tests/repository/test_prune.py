@@ -10,7 +10,6 @@ import pytest
 from node_agent.errors import DamagedError, RepositoryLocked
 from node_agent.progress import Progress
 from node_agent.repository.backend import Kind
-from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.check import check
 from node_agent.repository.index import Index
 from node_agent.repository.lock import NoLock
@@ -120,47 +119,6 @@ def test_needed_data_that_is_damaged_ends_a_rewrite_with_nothing_removed(folder:
     with pytest.raises(DamagedError, match=place.pack):
         prune(repo)
     assert set(before) <= set(stored(folder, "data"))
-
-
-class _Cut(Exception):
-    """The power went."""
-
-
-def test_cut_before_any_write_or_delete_nothing_needed_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops at the first change to the store, then at the second, and so on until it gets through."""
-    put, delete = LocalBackend.put, LocalBackend.delete
-    left = 0
-
-    def count(kind: Kind) -> None:
-        nonlocal left
-        if kind is not Kind.LOCK:
-            left -= 1
-            if left < 0:
-                raise _Cut
-
-    def cut_put(self: LocalBackend, kind: Kind, name: str, parts: object) -> None:
-        count(kind)
-        put(self, kind, name, parts)  # type: ignore[arg-type]
-
-    def cut_delete(self: LocalBackend, kind: Kind, name: str) -> None:
-        count(kind)
-        delete(self, kind, name)
-
-    for steps in range(100):
-        left = steps
-        repo = open_repo(folder)
-        with monkeypatch.context() as patch:
-            patch.setattr(LocalBackend, "put", cut_put)
-            patch.setattr(LocalBackend, "delete", cut_delete)
-            try:
-                prune(repo)
-                break
-            except _Cut:
-                pass
-        _prove_kept(folder)
-    assert 3 < steps < 99
-    _prove_kept(folder)
-    assert _size(folder) < 160_000
 
 
 def _harm(folder: Path, name: str, position: int) -> None:

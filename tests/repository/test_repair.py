@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from node_agent.repository.repair_snapshots import HurtSnapshot, find_hurt, repa
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import Snapshot, list_snapshots
 from tests.repository.core_world import flip, make_snapshot, new_repo, open_repo, restic, stored
-from tests.repository.cuts import cut_everywhere
 
 RNG = random.Random(3)
 BLOCKS = [RNG.randbytes(40_000) for _ in range(6)]
@@ -116,28 +114,6 @@ def test_a_pack_that_nobody_can_read_is_named(folder: Path) -> None:
     assert _repair_index(folder).unreadable_packs == [path.name]
 
 
-def test_an_index_repair_that_is_cut_anywhere_loses_nothing(folder: Path) -> None:
-    repo = open_repo(folder)
-    with repo.lock() as lock:
-        make_snapshot(repo, lock, {b"disk": BLOCKS[:4], b"new": [b"new"]})
-    keep = shutil.copytree(folder, folder.parent / "keep")
-
-    def harmed() -> None:
-        shutil.rmtree(folder)
-        shutil.copytree(keep, folder)
-        flip(stored(folder, "index")[0], 50)
-        stored(folder, "index")[1].unlink()
-
-    def judge() -> None:
-        _repair_index(folder)
-        _prove(folder)
-        harmed()
-
-    harmed()
-    assert cut_everywhere(folder, lambda: _repair_index(folder), judge) >= 2
-    _prove(folder)
-
-
 # --- packs ---
 
 
@@ -209,23 +185,6 @@ def test_packs_are_repaired_alone(folder: Path) -> None:
     repo = open_repo(folder)
     with repo.lock() as lock, pytest.raises(RepositoryError, match="alone"):
         repair_packs(repo, lock, [])
-
-
-def test_a_healing_that_is_cut_anywhere_can_be_repeated(folder: Path, twin: Path) -> None:
-    pack = _hurt(folder, BLOCKS[2])
-    keep = shutil.copytree(folder, folder.parent / "keep")
-
-    def judge() -> None:
-        # Never a blob less than there was: all that is still lost is what was damaged.
-        lost = {key for key in _check(folder).lost if key[0] is BlobKind.DATA}
-        assert lost <= {(BlobKind.DATA, _id(BLOCKS[2]))}
-        _repair_packs(folder, [pack], twin)
-        _prove(folder)
-        shutil.rmtree(folder)
-        shutil.copytree(keep, folder)
-
-    assert cut_everywhere(folder, lambda: _repair_packs(folder, [pack], twin), judge) >= 5
-    _prove(folder)
 
 
 # --- snapshots ---
