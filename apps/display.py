@@ -70,6 +70,11 @@ LOOKS: dict[str, Look] = {
 }
 
 
+def event(verb: str) -> str:
+    """An audit event's code as words: ``enrolment.code-issued`` is “Enrolment code issued”."""
+    return verb.replace(".", " ").replace("-", " ").capitalize()
+
+
 def look(state: str) -> Look:
     return LOOKS.get(str(state), UNKNOWN)
 

@@ -22,7 +22,7 @@ from apps import display as look
 from apps.catalog.models import CopyState, RestorePoint
 from apps.iam import access
 from apps.iam.access import Right
-from apps.iam.admin_scope import ReadOnlyAdmin, Verb
+from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
 from apps.jobs import requests
 from apps.jobs.models import Job
 from apps.reports import timeline
@@ -65,6 +65,12 @@ def _is_usable(point: RestorePoint) -> bool:
 
 @admin.register(RestorePoint)
 class RestorePointAdmin(ReadOnlyAdmin):
+    empty = Empty(
+        icon="history",
+        text=gettext_lazy("There is no restore point yet. Every backup makes one."),
+        action=gettext_lazy("Go to the workloads"),
+        url="admin:inventory_workload_changelist",
+    )
     list_display: ClassVar = ["taken", "workload", "shown_outcome", "kind", "changed", "stored", "size", "held"]
     list_display_links: ClassVar = ["taken"]
     list_filter: ClassVar = ["outcome", CopyFilter, "hold", "taken_at", "workload", "tenant"]

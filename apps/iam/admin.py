@@ -23,7 +23,7 @@ from apps import display as look
 from apps.errors import Conflict, DomainError
 from apps.iam import access, members, tokens
 from apps.iam.access import Right
-from apps.iam.admin_scope import ReadOnlyAdmin, ScopedAdmin, ScopedInline, Verb
+from apps.iam.admin_scope import Empty, ReadOnlyAdmin, ScopedAdmin, ScopedInline, Verb
 from apps.iam.models import ApiToken, AuditEvent, Membership, Role, Tenant, User
 
 
@@ -153,6 +153,7 @@ class MembershipAdmin(ScopedAdmin):
     add_right = change_right = delete_right = Right.MEMBERS
     choice_rights = {"tenant": Right.MEMBERS}
     hide_single_tenant = False
+    list_title = _("Members and roles")
     list_display: ClassVar = ["user", "tenant", "role", "since"]
     list_filter: ClassVar = ["role", "tenant"]
     list_select_related: ClassVar = ["user", "tenant"]
@@ -209,6 +210,13 @@ class ApiTokenAdmin(ScopedAdmin):
     """One's own keys for programs; the clear text is shown once, right after it was made."""
 
     form = TokenForm
+    add_form_template = "admin/change_form.html"
+    empty = Empty(
+        icon="key",
+        text=_("You have no API token. A program that uses the REST API shows one in place of a login."),
+        action=_("Make a token"),
+        url="admin:iam_apitoken_add",
+    )
     add_right = Right.VIEW
     change_right = delete_right = None
     list_display: ClassVar = ["name", "starts", "owner", "state", "used", "expires"]
@@ -285,13 +293,19 @@ class ApiTokenAdmin(ScopedAdmin):
 
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnlyAdmin):
-    list_display: ClassVar = ["when", "actor_name", "verb", "object_kind", "object_name", "tenant", "remote_addr"]
-    list_display_links: ClassVar = ["verb"]
+    list_title = _("Audit trail")
+    list_display: ClassVar = ["when", "actor_name", "what", "object_kind", "object_name", "tenant", "remote_addr"]
+    list_display_links: ClassVar = ["what"]
     list_filter: ClassVar = ["at", "tenant"]
     list_select_related: ClassVar = ["tenant"]
     search_fields: ClassVar = ["actor_name", "verb", "object_name", "object_id"]
     change_form_template = "brs/audit_event.html"
-    fields: ClassVar = ["when", "actor_name", "verb", "object_kind", "object_name", "tenant", "remote_addr"]
+    fields: ClassVar = ["when", "actor_name", "what", "verb", "object_kind", "object_name", "tenant", "remote_addr"]
+    readonly_fields: ClassVar = ["when", "what", "object_kind"]
+
+    @display(description=_("what"), ordering="verb")
+    def what(self, event: AuditEvent) -> str:
+        return look.event(event.verb)
 
     @display(description=_("time"), ordering="id")
     def when(self, event: AuditEvent) -> SafeString:

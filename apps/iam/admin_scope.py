@@ -136,6 +136,17 @@ class Verb:
     when: Callable[[Any], bool] = lambda _obj: True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Empty:
+    """What a list without rows says: what would be in it, and the next step."""
+
+    icon: str
+    text: Words
+    action: Words
+    url: str  # the name of a page of the admin
+    dialog: bool = False
+
+
 class TypedName(forms.Form):
     """Where much is lost, a click is not enough."""
 
@@ -223,6 +234,8 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
     superuser_only: ClassVar[bool] = False
     choice_rights: ClassVar[dict[str, Right]] = {"tenant": Right.CONFIGURE}
     list_per_page = 50
+    list_title: ClassVar[Words] = ""  # where the side bar's word for it is not the plural of one row
+    empty: ClassVar[Empty | None] = None
     hide_single_tenant: ClassVar[bool] = True
 
     def get_queryset(self, request: HttpRequest) -> QuerySet:
@@ -245,8 +258,10 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
         return not audit.is_hidden(lookup) and super().lookup_allowed(lookup, value, request)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        request.brs_list = self.list_title  # the header's first part, see unfold/helpers/header_title.html
+        title = {"title": self.list_title} if self.list_title else {}
         try:
-            return super().changelist_view(request, extra_context)
+            return super().changelist_view(request, {**title, **(extra_context or {})})
         except OverflowError as error:  # a key in the address that no database could hold
             raise BadRequest(str(error)) from error
 
@@ -298,6 +313,7 @@ class ScopedAdmin(VerbViews, ScopedFields, ModelAdmin):
         obj = self.get_object(request, unquote(object_id))
         if obj is None:
             raise Http404
+        request.brs_list = self.list_title
         shown = {"title": str(obj), "subtitle": None, "verbs": self.verbs_for(request, obj)}
         shown["has_settings"] = self.change_right is not None
         extra = {**QUIET, **shown, **self.page_context(request, obj), **(extra_context or {})}

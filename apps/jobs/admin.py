@@ -18,7 +18,7 @@ from apps import display as look
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_bulk import BulkActs, each
-from apps.iam.admin_scope import ReadOnlyAdmin, Verb
+from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
 from apps.jobs import placement, requests
 from apps.jobs.models import ENDED, OPEN, Download, Job, JobKind, LogLine, State
 from apps.jobs.pipeline import pipeline
@@ -33,6 +33,12 @@ def _cancel(request: HttpRequest, job: Job, _data: dict[str, Any]) -> None:
 
 @admin.register(Job)
 class JobAdmin(BulkActs, ReadOnlyAdmin):
+    empty = Empty(
+        icon="play_circle",
+        text=gettext_lazy("Nothing has run yet. Jobs appear here when a policy or you start a backup."),
+        action=gettext_lazy("Go to the workloads"),
+        url="admin:inventory_workload_changelist",
+    )
     list_display: ClassVar = ["shown_state", "title", "kind", "progress", "started", "lasted", "by", "tenant"]
     list_display_links: ClassVar = ["title"]
     list_filter: ClassVar = ["state", "kind", "trigger", "created_at", "workload", "tenant"]
@@ -40,7 +46,7 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
     search_fields: ClassVar = ["title", "workload__name", "error_message"]
     actions: ClassVar = ["retry_many", "cancel_many"]
     change_form_template = "brs/job.html"
-    list_before_template = "brs/job_list_before.html"
+    list_before_template = "brs/list_before.html"
     verbs: ClassVar = {
         "cancel": Verb(
             label=gettext_lazy("Cancel"),
@@ -101,6 +107,7 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
             "waiting_for": obj.waiting_for or (placement.why_waiting(waiting[0], timezone.now()) if waiting else ""),
             "earlier": self._earlier(request, obj),
             "is_open": obj.state in OPEN,
+            "ends": obj.finished_at or timezone.now(),
             "left_out": [row for task in tasks for row in task.left_out if not row.get("note")][:200],
             "left_out_count": sum(task.left_out_count for task in tasks),
             "checks": [check for task in tasks for check in (task.outcome or {}).get("checks", [])],

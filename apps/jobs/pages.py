@@ -153,7 +153,7 @@ class Wizard:
             mine.save()
             return self._to("files", mine)
         selected = next((one for one in points if one.pk == mine.point_id), None) or timeline.newest_good(points)
-        line = timeline.build(points, timezone.now())
+        line = timeline.build(points, timezone.now(), request.GET.get("zoom", ""))
         return self._page(request, "brs/restore/point.html", "point", mine, points=points, selected=selected, line=line)
 
     def files(self, request: HttpRequest, draft: UUID) -> HttpResponse:

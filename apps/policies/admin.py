@@ -20,7 +20,7 @@ from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
-from apps.iam.admin_scope import ScopedForm, ScopedInline, Verb
+from apps.iam.admin_scope import Empty, ScopedForm, ScopedInline, Verb
 from apps.inventory.models import Workload
 from apps.jobs import expiry, objectives, requests
 from apps.policies import schedule
@@ -94,6 +94,14 @@ def _expire_counts(policy: Policy) -> str:
 class PolicyAdmin(GrantedAdmin):
     form = PolicyForm
     inlines: ClassVar = [ScheduleInline]
+    empty = Empty(
+        icon="event_repeat",
+        text=gettext_lazy(
+            "There is no policy yet. A policy says when backups run, where they are kept and for how long."
+        ),
+        action=gettext_lazy("Add a policy"),
+        url="admin:policies_policy_add",
+    )
     list_display: ClassVar = ["name", "when", "how_long", "destination", "used_by", "on", "tenant"]
     list_filter: ClassVar = ["enabled", "destination", "tenant"]
     list_select_related: ClassVar = ["destination", "tenant"]

@@ -92,6 +92,7 @@ def _workloads(user: User) -> Iterator[Alert]:
     rows = access.visible(user, Protection).select_related("workload").exclude(state=ProtectionState.EXCLUDED)
     yield from _last_runs(rows.filter(last_run_outcome=State.FAILED), "bad", _("Last backup failed"))
     yield from _last_runs(rows.filter(last_run_outcome=State.PARTIAL), "warn", _("Last backup is partial"))
+    yield from _never(rows.filter(state=ProtectionState.UNPROTECTED).exclude(workload__assignment=None))
     bare = list(rows.filter(workload__assignment=None))
     if bare:
         title = ngettext("%d workload has no policy", "%d workloads have no policy", len(bare)) % len(bare)
@@ -104,6 +105,16 @@ def _last_runs(rows: QuerySet[Protection], tone: str, title: str) -> Iterator[Al
         detail = row.last_run_message or row.reason
         named = f"{title}: {row.workload}"
         yield Alert(tone, "shield", named, detail, _page(row.workload), _("See why"))
+
+
+def _never(rows: QuerySet[Protection]) -> Iterator[Alert]:
+    """Covered by a policy and still without a good backup, where no failed run says so already."""
+    told = {State.FAILED, State.PARTIAL}
+    waiting = [row.workload for row in rows if row.last_good_at is None and row.last_run_outcome not in told]
+    if waiting:
+        title = ngettext("%d workload has no backup yet", "%d workloads have no backup yet", len(waiting))
+        only = _page(waiting[0]) if len(waiting) == 1 else _list("inventory_workload", state="unprotected")
+        yield Alert("bad", "gpp_bad", title % len(waiting), _names(waiting), only, _("Back up now"))
 
 
 def _jobs(user: User, now: datetime) -> Iterator[Alert]:

@@ -51,12 +51,10 @@ class Hour:
         return self.succeeded + self.partial + self.failed
 
     @property
-    def tone(self) -> str:
-        if self.failed:
-            return "bad"
-        if self.partial:
-            return "warn"
-        return "ok" if self.succeeded else "none"
+    def parts(self) -> list[tuple[str, int]]:
+        """The parts of its bar, worst on top; one failed run among many good ones does not paint all of them red."""
+        counted = (("bad", self.failed), ("warn", self.partial), ("ok", self.succeeded))
+        return [(tone, count) for tone, count in counted if count]
 
 
 @dataclass

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin import site
+from django.template.loader import get_template
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import escape
 
 from apps import display
 from apps.catalog import browse
-from apps.catalog.models import PointCopy, RestorePoint
-from apps.iam.models import AuditEvent, Tenant, User
-from apps.inventory.models import EnrolmentCode, Workload
+from apps.catalog.models import PointCopy, Protection, RestorePoint
+from apps.iam.models import AuditEvent, Membership, Tenant, User
+from apps.inventory.models import EnrolmentCode, Node, Workload
 from apps.jobs.models import Job, JobKind, LogLine, RestoreDraft, State, Task
 from apps.reports import alerts, figures, first_run, timeline
 from node_agent.protocol import Directory, Entry
@@ -326,6 +330,122 @@ def test_a_timeline_ends_now_and_keeps_its_order():
     line = timeline.build(points, now)
     assert [dot.x for dot in line.dots] == sorted(dot.x for dot in line.dots)
     assert line.ticks[-1].x == timeline.WIDTH - timeline.MARGIN
+
+
+def dated(now, *ages: timedelta, outcome: str = "complete") -> list[RestorePoint]:
+    points = [RestorePoint(taken_at=now - age, outcome=outcome) for age in ages]
+    for point in points:
+        point._prefetched_objects_cache = {"copies": []}
+    return points
+
+
+def test_points_too_close_to_be_told_apart_are_one_dot_as_bad_as_the_worst():
+    now = timezone.now()
+    points = dated(now, timedelta(days=9), timedelta(minutes=3), timedelta(minutes=2))
+    points += dated(now, timedelta(minutes=1), outcome="partial")
+    line = timeline.build(points, now)
+    assert [(len(dot.points), dot.tone) for dot in line.dots] == [(1, "ok"), (3, "warn")]
+    assert line.dots[-1].point.taken_at == now - timedelta(minutes=1), "the newest of them"
+
+
+def test_a_timeline_is_zoomed_to_what_it_is_long_enough_for():
+    now = timezone.now()
+    points = dated(now, timedelta(days=9), timedelta(hours=30), timedelta(hours=3))
+    whole, week, day = (timeline.build(points, now, zoom) for zoom in ("", "7d", "24h"))
+    assert [zoom.key for zoom in whole.zooms] == ["", "7d", "24h"], "30 days would show nothing more"
+    assert [len(line.dots) for line in (whole, week, day)] == [3, 2, 1]
+    assert [line.hidden for line in (whole, week, day)] == [0, 1, 2]
+    assert timeline.build(points, now, "nonsense").begins == whole.begins
+    assert timeline.build(dated(now, timedelta(hours=1)), now).zooms == []
+
+
+def test_a_workload_without_any_backup_is_not_passed_over_in_silence(client, world):
+    """The ring said 1 of 2 while nothing needed attention and every backup was “as fresh as its policy asks”."""
+    reassured = "as fresh as its policy asks"
+    Protection.objects.update(state="protected", last_run_outcome="", last_good_at=timezone.now(), objective_hours=26)
+    assert reassured in client.get(reverse("admin:index")).content.decode()
+    row = Protection.objects.get(workload=world.alpha.workload)
+    Protection.objects.filter(pk=row.pk).update(state="unprotected", last_good_at=None)
+    text = client.get(reverse("admin:index")).content.decode()
+    assert "1 workload has no backup yet" in text
+    assert page(Workload, "change", world.alpha.workload.pk) in text
+    assert reassured not in text
+    Protection.objects.filter(pk=row.pk).update(last_run_outcome="failed", last_run_message="No room.")
+    text = client.get(reverse("admin:index")).content.decode()
+    assert "No room." in text
+    assert "has no backup yet" not in text, "said once"
+
+
+def test_the_last_hours_show_each_outcome_in_its_share():
+    hour = figures.Hour(begins=timezone.now(), succeeded=9, failed=1)
+    assert hour.parts == [("bad", 1), ("ok", 9)]
+    assert figures.Hour(begins=timezone.now()).parts == []
+
+
+# --- what an empty place says ----------------------------------------------------------------------
+
+
+def test_every_empty_list_names_its_next_step(world):
+    """An empty tenant's owner: no list ends in “no results”."""
+    tenant = Tenant.objects.create(name="Empty", slug="empty")
+    owner = User.objects.create_user("newcomer", password="long enough")
+    Membership.objects.create(user=owner, tenant=tenant, role="owner")
+    client = signed_in(owner)
+    Node.objects.filter(tenant=None).update(tenant=world.alpha.tenant)  # a shared one is everybody's
+    for model, admin_of in site._registry.items():
+        if not getattr(admin_of, "empty", None):
+            continue
+        text = client.get(page(model, "changelist")).content.decode()
+        assert escape(str(admin_of.empty.text)) in text, model
+        assert f'href="{reverse(admin_of.empty.url)}"' in text, model
+        assert client.get(reverse(admin_of.empty.url)).status_code in (200, 302), model
+        searched = client.get(page(model, "changelist"), {"q": "zzz"}).content.decode()
+        assert "Nothing matches what you look for." in searched, model
+
+
+def test_a_token_is_made_on_a_page_with_a_form(client):
+    text = client.get(reverse("admin:iam_apitoken_add")).content.decode()
+    assert 'name="name"' in text
+    assert 'name="expires_at_0"' in text or 'name="expires_at"' in text
+
+
+def test_the_list_of_workloads_backs_up_and_restores_at_a_click(client, world):
+    text = client.get(page(Workload, "changelist")).content.decode()
+    assert reverse("admin:inventory_workload_do", args=[world.alpha.workload.pk, "backup"]) in text
+    assert "Back up now" not in signed_in(world.colleague).get(page(Workload, "changelist")).content.decode()
+
+
+# --- error pages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 500])
+def test_an_error_page_says_what_it_is_and_leads_back(code):
+    text = get_template(f"{code}.html").render()
+    assert str(code) in text
+    assert f'href="{reverse("admin:index")}"' in text
+    assert len(re.findall("<p>", text)) == 1
+
+
+def test_what_is_not_there_is_said_in_the_products_own_words(client):
+    answer = client.get(page(Workload, "change", uuid.uuid4()))
+    assert answer.status_code == 404
+    assert "There is nothing here" in answer.content.decode()
+
+
+def test_an_expired_form_is_said_so(world):
+    strict = Client(enforce_csrf_checks=True)
+    answer = strict.post(reverse("admin:login"), {"username": "x", "password": "y"})
+    assert answer.status_code == 403
+    assert "The form has expired" in answer.content.decode()
+
+
+def test_a_list_is_called_what_the_side_bar_calls_it(client):
+    called = re.compile(r'title="[^"]*">\s*Members and roles\s*<')
+    assert called.search(client.get(page(Membership, "changelist")).content.decode())
+
+
+def test_the_audit_trail_speaks_in_words():
+    assert display.event("enrolment.code-issued") == "Enrolment code issued"
 
 
 def test_the_simulator_answers_and_refuses_in_words(client):

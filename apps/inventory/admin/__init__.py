@@ -28,7 +28,7 @@ from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
-from apps.iam.admin_scope import ReadOnlyAdmin, ScopedForm, Verb, address
+from apps.iam.admin_scope import Empty, ReadOnlyAdmin, ScopedForm, Verb, address
 from apps.inventory import repositories, sources
 from apps.inventory.admin import node, workload
 from apps.inventory.models import Destination, Node, Platform, Repository, RepositoryState
@@ -43,6 +43,14 @@ __all__ = ["node", "workload"]  # these register their pages
 
 @admin.register(Platform)
 class PlatformAdmin(GrantedAdmin):
+    empty = Empty(
+        icon="lan",
+        text=gettext_lazy(
+            "There is no platform yet. A platform is a system you protect; the first workload on a node brings its own."
+        ),
+        action=gettext_lazy("Protect something"),
+        url="admin:protect",
+    )
     list_display: ClassVar = ["name", "kind", "node", "workload_count", "tenant"]
     list_filter: ClassVar = ["kind", "node", "tenant"]
     list_select_related: ClassVar = ["node", "tenant"]
@@ -82,6 +90,12 @@ class DestinationForm(ScopedForm):
 @admin.register(Destination)
 class DestinationAdmin(GrantedAdmin):
     form = DestinationForm
+    empty = Empty(
+        icon="hard_drive",
+        text=gettext_lazy("There is no destination yet. A destination is the place where backups are kept, encrypted."),
+        action=gettext_lazy("Add a destination"),
+        url="admin:inventory_destination_add",
+    )
     list_display: ClassVar = ["state", "name", "path", "fill", "reached_by", "tested", "tenant"]
     list_display_links: ClassVar = ["name"]
     list_filter: ClassVar = ["kind", "nodes", "tenant"]
@@ -207,6 +221,12 @@ class VerifyForm(forms.Form):
 
 @admin.register(Repository)
 class RepositoryAdmin(ReadOnlyAdmin):
+    empty = Empty(
+        icon="inventory_2",
+        text=gettext_lazy("There is no repository yet. The first backup to a destination makes one there."),
+        action=gettext_lazy("Protect something"),
+        url="admin:protect",
+    )
     list_display: ClassVar = ["shown_state", "destination", "tenant", "stored", "points", "verified", "kit"]
     list_display_links: ClassVar = ["destination"]
     list_filter: ClassVar = ["state", "destination", "tenant"]

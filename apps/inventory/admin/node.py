@@ -22,7 +22,7 @@ from apps import display as look
 from apps.iam import access, audit
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
-from apps.iam.admin_scope import ScopedForm, Verb, address
+from apps.iam.admin_scope import Empty, ScopedForm, Verb, address
 from apps.inventory import enrolment, pages, presence
 from apps.inventory.models import Node
 from apps.jobs.models import Task
@@ -88,6 +88,13 @@ class NodeForm(ScopedForm):
 @admin.register(Node)
 class NodeAdmin(GrantedAdmin):
     form = NodeForm
+    empty = Empty(
+        icon="dns",
+        text=gettext_lazy("There is no node yet. A node is the agent that reads your data."),
+        action=gettext_lazy("Enrol a node"),
+        url="admin:enrol",
+        dialog=True,
+    )
     list_display: ClassVar = ["state", "name", "host", "version", "last_seen", "clock", "tasks", "serves"]
     list_display_links: ClassVar = ["name"]
     list_filter: ClassVar = ["paused", "tenant"]

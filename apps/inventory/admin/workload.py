@@ -27,11 +27,11 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_bulk import BulkActs
 from apps.iam.admin_grants import GrantedAdmin
-from apps.iam.admin_scope import ScopedForm, Verb
+from apps.iam.admin_scope import Empty, ScopedForm, Verb
 from apps.inventory import exclusion, sources
 from apps.inventory.models import PlatformKind, Workload
 from apps.jobs import objectives, requests
-from apps.jobs.models import OPEN, Job, JobKind
+from apps.jobs.models import OPEN, Job, JobKind, State
 from apps.policies import assignment
 from apps.policies.models import Policy
 from apps.reports import figures, timeline
@@ -167,6 +167,14 @@ def _assign(request: HttpRequest, workloads: Iterable[Workload], data: dict[str,
     return changed
 
 
+def _act(url: str, icon: str, label: str, *, dialog: bool = True) -> SafeString:
+    return format_html(
+        '<a class="brs-button brs-slim" href="{}" title="{}" aria-label="{}"{}>'
+        '<span class="material-symbols-outlined" aria-hidden="true">{}</span></a>',
+        url, label, label, SafeString(" data-dialog") if dialog else "", icon,
+    )  # fmt: skip
+
+
 def _none(act: Callable[..., Any]) -> Callable[..., None]:
     """An act on many, for one."""
 
@@ -179,7 +187,15 @@ def _none(act: Callable[..., Any]) -> Callable[..., None]:
 @admin.register(Workload)
 class WorkloadAdmin(BulkActs, GrantedAdmin):
     form = WorkloadForm
-    list_display: ClassVar = ["state", "name", "platform", "policy", "last_good", "next_run", "size"]
+    empty = Empty(
+        icon="shield",
+        text=gettext_lazy(
+            "Nothing is protected yet. A workload is one thing you protect: a folder tree or a disk image."
+        ),
+        action=gettext_lazy("Protect something"),
+        url="admin:protect",
+    )
+    list_display: ClassVar = ["state", "name", "platform", "policy", "last_good", "next_run", "size", "acts"]
     list_display_links: ClassVar = ["name"]
     list_filter: ClassVar = [StateFilter, PolicyFilter, "platform", "tenant"]
     list_select_related: ClassVar = ["platform", "protection", "assignment__policy", "tenant"]
@@ -187,7 +203,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
     fields: ClassVar = ["name", "policy", "paths", "excludes"]
     actions: ClassVar = ["back_up_many", "assign_many", "exclude_many", "include_many"]
     change_form_template = "brs/workload.html"
-    list_before_template = "brs/workload_list_before.html"
+    list_before_template = "brs/list_before.html"
     verbs: ClassVar = {
         "backup": Verb(
             label=gettext_lazy("Back up now"),
@@ -265,14 +281,38 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             "late": bool(row and figures.is_late(row, now)),
             "policy": assignment.policy_of(obj),
             "points": points,
-            "line": timeline.build(points, now) if points else None,
+            "line": timeline.build(points, now, request.GET.get("zoom", "")) if points else None,
             "runs": runs.order_by("-created_at")[:RUNS],
             "active": runs.filter(state__in=OPEN).order_by("-created_at").first(),
             "may_restore": access.can(request.user, Right.RESTORE_ELSEWHERE, obj),
             "subtitle": str(obj.platform),
         }
 
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, Right.OPERATE)
+
+    def has_configure_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, Right.CONFIGURE)
+
     # --- columns ---
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        columns = super().get_list_display(request)
+        return columns if self.has_operate_permission(request) else [one for one in columns if one != "acts"]
+
+    @display(description="")
+    def acts(self, workload: Workload) -> SafeString:
+        """What is asked for most, one click from the list."""
+        row = getattr(workload, "protection", None)
+        back_up = restore = SafeString()
+        if not workload.excluded:
+            back_up = _act(
+                reverse("admin:inventory_workload_do", args=[workload.pk, "backup"]), "backup", _("Back up now")
+            )
+        if row and (row.last_good_at or row.last_run_outcome == State.PARTIAL):
+            address = f"{reverse('admin:restore_new')}?workload={workload.pk}"
+            restore = _act(address, "settings_backup_restore", _("Restore"), dialog=False)
+        return format_html('<span class="brs-acts">{}{}</span>', back_up, restore)
 
     @display(description=gettext_lazy("state"), ordering="protection__state")
     def state(self, workload: Workload) -> SafeString:
@@ -311,11 +351,11 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
     @display(description=gettext_lazy("size"), ordering="protection__size_bytes")
     def size(self, workload: Workload) -> SafeString:
         row = getattr(workload, "protection", None)
-        return look.size(row.size_bytes if row else 0)
+        return look.size(row.size_bytes) if row and row.size_bytes else SafeString("–")
 
     # --- acts on many: a page that says what will happen, then one call ---
 
-    @admin.action(description=gettext_lazy("Back up now"))
+    @admin.action(description=gettext_lazy("Back up now"), permissions=["operate"])
     def back_up_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Back up now"),
@@ -324,7 +364,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         }
         return self.bulk(request, queryset, "back_up_many", _back_up, words)
 
-    @admin.action(description=gettext_lazy("Assign a policy"))
+    @admin.action(description=gettext_lazy("Assign a policy"), permissions=["configure"])
     def assign_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Assign a policy"),
@@ -333,7 +373,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         }
         return self.bulk(request, queryset, "assign_many", _assign, words, policy_form(request))
 
-    @admin.action(description=gettext_lazy("Exclude"))
+    @admin.action(description=gettext_lazy("Exclude"), permissions=["configure"])
     def exclude_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Exclude from protection"),
@@ -342,7 +382,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         }
         return self.bulk(request, queryset, "exclude_many", _exclude, words, ReasonForm)
 
-    @admin.action(description=gettext_lazy("Protect again"))
+    @admin.action(description=gettext_lazy("Protect again"), permissions=["configure"])
     def include_many(self, request: HttpRequest, queryset: QuerySet[Workload]) -> HttpResponse | None:
         words = {
             "title": _("Protect again"),

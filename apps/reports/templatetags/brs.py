@@ -9,6 +9,7 @@ from typing import Any
 from django import template
 from django.utils.formats import number_format
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 
 from apps import display
 from apps.catalog.models import RestorePoint
@@ -21,6 +22,7 @@ register.filter("size_text", display.size_text)
 register.filter("duration", display.duration)
 register.filter("ago", display.ago)
 register.filter("ago_text", display.ago_text)
+register.filter("event", display.event)
 register.filter("moment", display.moment)
 register.simple_tag(display.bar, name="bar")
 
@@ -53,6 +55,18 @@ def percent_of(part: float, whole: float) -> int:
 @register.filter
 def lasted(started: datetime | None, ended: datetime | None) -> str:
     return display.duration((ended - started).total_seconds()) if started and ended else "–"
+
+
+@register.filter
+def plain(value: Any) -> str:
+    """A fact of the audit trail as a person writes it: yes, no, – for nothing, an old and a new value."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return f"{plain(value[0])} → {plain(value[1])}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "–"
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return "–" if value in (None, "") else str(value)
 
 
 @register.filter
