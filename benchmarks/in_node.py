@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from node_agent.cli_repo_backup import read_extents
+from node_agent.cli_repo_backup import read_changes
 from node_agent.drivers.image import open_image
 from node_agent.items import Issues
 from node_agent.progress import Progress
@@ -35,7 +35,7 @@ def main(repo_path: str, image_path: str, extents_path: str) -> None:
                 backup_images(
                     repo,
                     lock,
-                    [ImageBackup(image.stem, source, read_extents(Path(extents_path), source.size))],
+                    [ImageBackup(image.stem, source, read_changes(Path(extents_path), source.size)[0])],
                     host=parent.hostname,
                     paths=parent.paths,
                     parent=parent.id,

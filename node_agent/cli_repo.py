@@ -52,10 +52,23 @@ def _backup_image(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--backing-root", action="append", default=[], metavar="DIR", help="folder in which backing files are allowed"
     )
     parser.add_argument(
-        "--changed-extents", metavar="FILE.json", help='[{"offset": bytes, "length": bytes}, …] against --parent'
+        "--changed-extents",
+        metavar="FILE.json",
+        help='[{"offset": bytes, "length": bytes}, …] against --parent, or {"base": …, "extents": …}',
+    )
+    parser.add_argument("--disk-id", metavar="ID", help="which disk this is, for the base of the change list")
+    parser.add_argument(
+        "--sample",
+        type=_count,
+        metavar="N",
+        help="compare N blocks that are said to be unchanged, and the disk's metadata"
+        " (default: 64, or one in a thousand; 0: none of these)",
     )
     parser.add_argument(
-        "--sample", type=_count, default=0, metavar="N", help="compare N unchanged blocks, and both ends"
+        "--compare-days",
+        type=_count,
+        metavar="N",
+        help="compare every unchanged block once in N days (default: 28; 0: never)",
     )
     _add_backup_options(parser)
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,16 +28,20 @@ from node_agent.cli_session import (
 )
 from node_agent.drivers.image import open_image
 from node_agent.errors import ConfigError, DamagedError, SnapshotNotFound, SourceError
-from node_agent.items import Extent, Issue, Issues, printable
+from node_agent.items import Extent, Issue, Issues, TrackingBase, printable
 from node_agent.progress import Progress
 from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
-from node_agent.repository.image import ImageBackup, backup_images
+from node_agent.repository.image import Comparison, ImageBackup, backup_images
+from node_agent.repository.image_compare import CYCLE_DAYS
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import find_snapshot
 
-_EXTENTS_HINT = 'The file must hold [{"offset": bytes, "length": bytes}, …]; correct it, or back up without it.'
+_EXTENTS_HINT = (
+    'The file must hold [{"offset": bytes, "length": bytes}, …], or {"base": …, "extents": [as before]};'
+    " correct it, or back up without it."
+)
 _MAX_EXTENTS_FILE = 1 << 30
 
 
@@ -79,42 +84,51 @@ def backup(args: argparse.Namespace) -> int:
 
 
 def backup_image(args: argparse.Namespace) -> int:
-    if args.changed_extents and not args.parent:
-        raise ConfigError(
-            "--changed-extents needs --parent: extents say what changed since one certain snapshot.",
-            hint="Give --parent with the snapshot at whose instant the change tracking began.",
-        )
     path = Path(os.path.abspath(args.file))
     name = args.name or path.stem
     # Without --backing-root, backing files are only allowed beside the image; the image itself may lie anywhere.
     roots = [path.resolve().parent, *map(Path, args.backing_root)]
     with open_image(path, format=args.format, roots=roots) as source:
-        changed = read_extents(Path(args.changed_extents), source.size) if args.changed_extents else None
+        changed, base = read_changes(Path(args.changed_extents), source.size) if args.changed_extents else (None, None)
+        if changed is not None and base is None and not args.parent:
+            raise ConfigError(
+                "--changed-extents needs --parent: extents say what changed since one certain snapshot.",
+                hint="Give --parent with the snapshot at whose instant the change tracking began.",
+            )
 
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
             paths = [str(path)]
             if source.damage:
                 issues.add(Issue(printable(str(path)), "image-damaged", source.damage))
+            parent = base.snapshot if base and not args.parent else _parent_id(repo, args.parent, host, paths)
             return backup_images(
                 repo,
                 lock,
-                [ImageBackup(name, source, changed, source.changed)],
+                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "")],
                 host=host,
                 paths=paths,
                 tags=split_tags(args.tag),
-                parent=_parent_id(repo, args.parent, host, paths),
+                parent=parent,
                 progress=progress,
                 issues=issues,
                 time=datetime.now(UTC),
-                sample=args.sample,
+                compare=_comparison(args),
                 compression=args.compression,
             )
 
-        return _run(args, run)
+        return _run(args, run, args.disk_id or "")
 
 
-def read_extents(path: Path, image_size: int) -> list[Extent]:
-    """The change list in a file, each entry proven to be sensible. Raises SourceError that says which is not."""
+def _comparison(args: argparse.Namespace) -> Comparison:
+    cycle_days = CYCLE_DAYS if args.compare_days is None else args.compare_days
+    return Comparison(args.sample, cycle_days, metadata=args.sample != 0)
+
+
+def read_changes(path: Path, image_size: int) -> tuple[list[Extent], TrackingBase | None]:
+    """The change list in a file, each entry proven to be sensible, and what it says it is relative to.
+
+    Raises SourceError that says what is not.
+    """
     try:
         if path.stat().st_size > _MAX_EXTENTS_FILE:
             raise SourceError(f"The change list {path} is larger than 1 GiB.", hint=_EXTENTS_HINT)
@@ -123,9 +137,22 @@ def read_extents(path: Path, image_size: int) -> list[Extent]:
         raise SourceError(f"The change list {path} cannot be read: {error.strerror}.", hint=_EXTENTS_HINT) from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"The change list {path} is not JSON: {error}.", hint=_EXTENTS_HINT) from error
+    base = None
+    if isinstance(value, dict):
+        base, value = _base(value.get("base"), path), value.get("extents")
     if not isinstance(value, list):
         raise SourceError(f"The change list {path} holds no list.", hint=_EXTENTS_HINT)
-    return [_extent(entry, f"{path}, entry {number}", image_size) for number, entry in enumerate(value, 1)]
+    return [_extent(entry, f"{path}, entry {number}", image_size) for number, entry in enumerate(value, 1)], base
+
+
+def _base(value: object, path: Path) -> TrackingBase:
+    kinds = (("repository", str), ("snapshot", str), ("tree", str), ("size", int), ("block_size", int), ("disk", str))
+    if not isinstance(value, dict) or not all(type(value.get(key, "")) is kind for key, kind in kinds):
+        raise SourceError(
+            f"The change list {path} does not say what it is relative to.",
+            hint='Its "base" must be the "tracking_base" that the backup before it printed with --json.',
+        )
+    return TrackingBase(**{key: value.get(key, "") for key, _ in kinds})
 
 
 def _extent(entry: object, where: str, image_size: int) -> Extent:
@@ -182,7 +209,7 @@ def _same(given: str, paths: Sequence[str]) -> Sequence[str]:
 _Backup = Callable[[Repository, Lock, str, Progress, Issues], BackupResult]
 
 
-def _run(args: argparse.Namespace, run: _Backup) -> int:
+def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
     """What all backups share: open, lock, run, tell. 3 when something was left out."""
     started = time.monotonic()
     issues = Issues()
@@ -194,7 +221,7 @@ def _run(args: argparse.Namespace, run: _Backup) -> int:
     report_issues(issues, as_json=wants_json(args), during="archival")
     seconds = time.monotonic() - started
     if wants_json(args):
-        print_json(_summary(result, issues, seconds))
+        print_json(_summary(result, issues, seconds) | _tracking_base(repo, result, disk))
     else:
         _tell(result, seconds)
     if not result.partial:
@@ -228,6 +255,14 @@ def _summary(result: BackupResult, issues: Issues, seconds: float) -> dict[str, 
         "left_out": issues.left_out,
         "notes": issues.notes,
     }
+
+
+def _tracking_base(repo: Repository, result: BackupResult, disk: str) -> dict[str, object]:
+    """Of an image: what a list of changes since this backup is relative to."""
+    if result.block_size is None:
+        return {}
+    base = TrackingBase(repo.id, result.snapshot_id, result.tree_id, result.size_bytes, result.block_size, disk)
+    return {"total_bytes_compared": result.compared_bytes, "tracking_base": asdict(base)}
 
 
 def _tell(result: BackupResult, seconds: float) -> None:

@@ -39,6 +39,23 @@ class Extent:
         return self.offset + self.length
 
 
+@dataclass(frozen=True, slots=True)
+class TrackingBase:
+    """What a list of changed extents is relative to: the stored state of one disk.
+
+    ``disk`` is the driver's own word for which disk it is (such as a domain's UUID and the disk's serial number); empty
+    if there is none. The ids are hex. Good for nothing else than exactly this state: extents since another instant
+    make a restore point that no check can tell from a right one.
+    """
+
+    repository: str
+    snapshot: str
+    tree: str
+    size: int
+    block_size: int
+    disk: str = ""
+
+
 @dataclass(slots=True)
 class Issues:
     """Collects issues with a bound: the first ``keep`` are kept, all are counted."""

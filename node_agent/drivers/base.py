@@ -24,7 +24,7 @@ from typing import ClassVar, Protocol
 
 from node_agent.errors import BrsError
 from node_agent.guard import Guard
-from node_agent.items import Extent
+from node_agent.items import Extent, TrackingBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,26 @@ class DiskContent(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Extents that changed since a stored state of the disk, and which state that is: never one without the other."""
+
+    extents: Sequence[Extent]
+    base: TrackingBase
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
-    """One disk, open for reading. ``path`` is the image's file as the user knows it, ``format`` what it is there."""
+    """One disk, open for reading. ``path`` is the image's file as the user knows it, ``format`` what it is there.
+
+    A driver that tracks changes gives ``changes`` and ``identity``, its word for which disk this is. It
+    drops what it tracked since an older state only after the snapshot on the newer one is acknowledged.
+    """
 
     path: str
     content: DiskContent
     format: str
+    changes: Changes | None = None
+    identity: str = ""
 
 
 class Driver(ABC):

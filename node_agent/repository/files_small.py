@@ -91,7 +91,7 @@ class SmallReader:
         ids = [hashlib.sha256(file.data).digest() if file.data else b"" for file in files]
         for file, blob_id in zip(files, ids, strict=True):
             if file.node is not None and blob_id:
-                file.node.content.append(blob_id)
+                file.node.content = [blob_id]
         self._waiting.append(files)
         return ids
 

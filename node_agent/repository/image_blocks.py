@@ -7,12 +7,13 @@ one blob, except that the first full block of zeros is several of 512 KiB (see
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from node_agent.errors import SourceError
 from node_agent.items import Extent
+from node_agent.repository.ids import Ids
+from node_agent.repository.zeros import MARK_SIZE, zero_id
 
 MIN_BLOCK = 1 << 20
 MAX_BLOCK = 8 << 20
@@ -40,42 +41,73 @@ def count_blocks(size: int, block_size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
-    """A stored image. Block ``i`` is ``ids[starts[i]:starts[i + 1]]``."""
+    """A stored image. Each block is one id, but the marked one is ``block_size // MARK_SIZE`` of them."""
 
     size: int
     block_size: int
-    ids: Sequence[bytes]
-    starts: array[int]
+    ids: Ids
+    marked: int | None  # the number of the first full block of zeros
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return count_blocks(self.size, self.block_size)
+
+    def place(self, number: int) -> int:
+        """Where a block's ids begin."""
+        after_mark = self.marked is not None and number > self.marked
+        return number + (self.block_size // MARK_SIZE - 1 if after_mark else 0)
 
     def block(self, number: int) -> Sequence[bytes]:
-        return self.ids[self.starts[number] : self.starts[number + 1]]
+        return self.ids[self.place(number) : self.place(number + 1)]
 
     def length(self, number: int) -> int:
         return min(self.block_size, self.size - number * self.block_size)
 
+    def is_zero(self, number: int) -> bool:
+        return number == self.marked or self.block(number) == [zero_id(self.length(number))]
+
+    def same_length(self, size: int) -> int:
+        """How many blocks, from the first on, have the length that they have in an image of ``size`` bytes."""
+        return len(self) if size == self.size else min(self.size, size) // self.block_size
+
+
+def cut(size: int, ids: Sequence[bytes], block_size: int) -> BlockList | None:
+    """The blocks of an image whose blobs are known to have been cut by the rule; None if their number is wrong."""
+    ids = Ids.of(ids)
+    marks = block_size // MARK_SIZE
+    surplus = len(ids) - count_blocks(size, block_size)
+    if surplus == 0:
+        return BlockList(size, block_size, ids, None)
+    marked = ids.find(zero_id(MARK_SIZE))
+    if surplus != marks - 1 or marked < 0 or ids[marked : marked + marks] != [zero_id(MARK_SIZE)] * marks:
+        return None
+    return BlockList(size, block_size, ids, marked)
+
 
 def read_block_list(size: int, ids: Sequence[bytes], sizes: Mapping[bytes, int]) -> BlockList | None:
     """The blocks of a stored image; None if it was not cut by the rule (another program stored it) or lacks a blob."""
-    if any(blob_id not in sizes for blob_id in set(ids)):
+    different = set(ids)
+    if not different <= sizes.keys():
         return None
-    largest = max((sizes[blob_id] for blob_id in set(ids)), default=0)
+    largest = max((sizes[blob_id] for blob_id in different), default=0)
     plain = largest & (largest - 1) == 0 and MIN_BLOCK <= largest <= MAX_BLOCK
-    block_size = largest if plain else block_size_for(size)
-    starts = array("Q", [0])
-    offset, boundary = 0, min(block_size, size)
-    for number, blob_id in enumerate(ids):
-        offset += sizes[blob_id]
-        if offset > boundary:
-            return None
-        if offset == boundary:
-            starts.append(number + 1)
-            boundary = min(boundary + block_size, size)
-    if offset != size or len(starts) - 1 != count_blocks(size, block_size):
+    blocks = cut(size, ids, largest if plain else block_size_for(size))
+    if blocks is None or not blocks:
+        return blocks
+    last = len(blocks) - 1
+    tail = blocks.ids[-1]
+    if last != blocks.marked and sizes[tail] != blocks.length(last):
         return None
-    return BlockList(size, block_size, ids, starts)
+    for blob_id in different:
+        if sizes[blob_id] == blocks.block_size:
+            continue
+        # Of another length are only the last block, and what makes up the marked one.
+        after = 0
+        if blocks.marked is not None and blob_id == zero_id(MARK_SIZE):
+            after = blocks.place(blocks.marked + 1)
+        stray = blocks.ids.find(blob_id, after)
+        if stray >= 0 and not (stray == len(blocks.ids) - 1 and last != blocks.marked):
+            return None
+    return blocks
 
 
 def changed_blocks(changed: Iterable[Extent], size: int, block_size: int) -> Iterator[tuple[int, int]]:
@@ -97,6 +129,27 @@ def changed_blocks(changed: Iterable[Extent], size: int, block_size: int) -> Ite
         end = max(end, high)
     if end:
         yield first, end
+
+
+def with_rest(runs: Iterable[tuple[int, int]], kept: int, count: int) -> list[tuple[int, int]]:
+    """The runs, and all blocks from ``kept`` on."""
+    result = [(first, min(end, kept)) for first, end in runs if first < kept]
+    if kept < count:
+        if result and result[-1][1] == kept:
+            kept = result.pop()[0]
+        result.append((kept, count))
+    return result
+
+
+def gaps(runs: Iterable[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:
+    """The runs of blocks between the given ones."""
+    position = 0
+    for first, end in runs:
+        if position < first:
+            yield position, first
+        position = end
+    if position < count:
+        yield position, count
 
 
 class ZeroCover:

@@ -23,6 +23,7 @@ class BackupResult:
     new_bytes: int
     stored_bytes: int
     files: int
+    compared_bytes: int = 0  # read though change tracking called it unchanged
     block_size: int | None = None
     files_new: int = 0
     files_changed: int = 0
@@ -43,12 +44,30 @@ class Facts:
     excludes: Sequence[str] = ()
 
 
-def publish(repo: Repository, lock: Lock, root: bytes, content: Iterable[bytes], facts: Facts, issues: Issues) -> str:
-    """Prove that ``content`` is in the repository, write the snapshot, return its id.
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Blobs of a parent, all of which the index listed in this epoch: so it does as long as the epoch is the same."""
+
+    epoch: str
+    ids: Iterable[bytes]
+
+
+def publish(
+    repo: Repository,
+    lock: Lock,
+    root: bytes,
+    content: Iterable[bytes],
+    facts: Facts,
+    issues: Issues,
+    inherited: Inherited | None = None,
+) -> str:
+    """Prove that ``content`` and what is ``inherited`` is in the repository, write the snapshot, return its id.
 
     Everything must have been flushed. With anything left out, the snapshot carries the mark of a partial one.
     """
     prove_content(repo, content)
+    if inherited is not None and repo.index.epoch != inherited.epoch:
+        prove_content(repo, inherited.ids)  # something is listed no more: perhaps one of them
     tags = [tag for tag in facts.tags if tag != PARTIAL_TAG]
     if issues.left_out:
         tags.append(PARTIAL_TAG)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node_agent.errors import DamagedError
 from node_agent.repository.go_quote import decode_name, encode_name
+from node_agent.repository.ids import Ids, lift, to_json
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.rfc3339 import format_ns, parse_ns
 from node_agent.repository.strict_json import parse_json
@@ -64,6 +65,7 @@ _NUMBERS = (  # and below which bound: Go's uint32 and uint64; sizes are those t
     ("size", 1 << 63),
 )
 _TEXTS = ("type", "user", "group", "error")
+_LARGE = 256 << 10  # bytes of JSON: only a tree with a long list of ids, or very many entries, has so many
 _HTML = re.compile("[<>&\u2028\u2029]")
 
 
@@ -89,7 +91,7 @@ class Node:
     xattrs: list[tuple[str, bytes]] = field(default_factory=list)
     generic_attributes: dict[str, Any] = field(default_factory=dict)  # of other systems; kept as they are
     device: int = 0  # st_rdev of devices
-    content: list[bytes] = field(default_factory=list)
+    content: Sequence[bytes] = field(default_factory=list)  # of a large file they are Ids
     subtree: bytes | None = None
     error: str = ""
 
@@ -156,8 +158,8 @@ def encode_node(node: Node) -> bytes:
 def decode_tree(content: bytes) -> list[Node]:
     """The entries in the order they have. Raises ValueError. Names are not judged: who restores must do so."""
     try:
-        value = parse_json(content)
-        return [_decode_node(node) for node in value["nodes"] or ()]
+        small, lists = lift(content) if len(content) > _LARGE else (content, [])
+        return [_decode_node(node, lists) for node in parse_json(small)["nodes"] or ()]
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f"not a tree: {error!r}") from error
 
@@ -216,6 +218,8 @@ def _encode_node(node: Node) -> str:
 def _encode_content(node: Node) -> str:
     if node.type != FILE:
         return "null"
+    if isinstance(node.content, Ids):
+        return to_json(node.content)
     return (
         '["' + '","'.join(map(bytes.hex, node.content)) + '"]' if node.content else "[]"
     )  # null: restic's check fails
@@ -265,7 +269,7 @@ def _html_safe(text: str) -> str:
     return _HTML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _decode_node(value: dict[str, Any]) -> Node:
+def _decode_node(value: dict[str, Any], lists: Sequence[Ids] = ()) -> Node:
     for key, bound in _NUMBERS:
         if key in value and (type(value[key]) is not int or not 0 <= value[key] < bound):
             raise ValueError(f"{key} is {value[key]!r:.80}")
@@ -296,10 +300,16 @@ def _decode_node(value: dict[str, Any]) -> Node:
         xattrs=[(x["name"], base64.b64decode(x["value"] or "")) for x in value.get("extended_attributes") or ()],
         generic_attributes=value.get("generic_attributes") or {},
         device=value.get("device", 0),
-        content=_ids(value.get("content") or ()),
+        content=_content(value.get("content"), lists),
         subtree=_ids([value["subtree"]])[0] if value.get("subtree") else None,
         error=value.get("error", ""),
     )
+
+
+def _content(value: Any, lists: Sequence[Ids]) -> Sequence[bytes]:
+    if type(value) is int and 0 <= value < len(lists):
+        return lists[value]
+    return _ids(value or ())
 
 
 def _ids(values: Sequence[str]) -> list[bytes]:

@@ -119,7 +119,16 @@ def _store_disk(
     return backup_images(
         repo,
         lock,
-        [ImageBackup(name, source.content, was_written=source.content.changed)],
+        [
+            ImageBackup(
+                name,
+                source.content,
+                source.changes.extents if source.changes is not None else None,
+                source.content.changed,
+                source.changes.base if source.changes is not None else None,
+                source.identity,
+            )
+        ],
         host=spec.host,
         paths=spec.snapshot_paths,
         tags=_tags(context, spec),

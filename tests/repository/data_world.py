@@ -24,7 +24,7 @@ from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository.files import backup_files
 from node_agent.repository.files_restore import RestoreResult, restore
-from node_agent.repository.image import ImageBackup, backup_images
+from node_agent.repository.image import Comparison, ImageBackup, backup_images
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Repository
 
@@ -56,7 +56,7 @@ def back_up(repo: Repository, *roots: Path, issues: Issues | None = None, **opti
 def back_up_images(
     repo: Repository, *images: ImageBackup, issues: Issues | None = None, **options: Any
 ) -> BackupResult:
-    options = {"host": "host", "paths": ["/vm"], "time": datetime.now(UTC)} | options
+    options = {"host": "host", "paths": ["/vm"], "time": datetime.now(UTC), "compare": Comparison.none()} | options
     options.setdefault("progress", Progress())
     with repo.lock() as lock:
         repo.load_index()

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.cli import main
-from node_agent.cli_repo_backup import read_extents
+from node_agent.cli_repo_backup import read_changes
 from node_agent.cli_session import bar_line, human_size
 from node_agent.errors import SourceError
 from node_agent.progress import Counters
@@ -321,11 +321,12 @@ def test_changed_extents_are_all_that_is_read(cli: Cli, disk: Path, tmp_path: Pa
                 expected[4 * MIB : 5 * MIB] = data
     extents = tmp_path / "extents.json"
     extents.write_text(json.dumps([{"offset": 4 * MIB + 100, "length": 50}]))
-    summary = cli.json("backup-image", str(disk), "--parent", "latest", "--changed-extents", str(extents))
-    assert summary["total_bytes_read"] == MIB
+    known = ["backup-image", str(disk), "--parent", "latest", "--changed-extents", str(extents)]
+    summary = cli.json(*known, "--sample", "0")
+    assert (summary["total_bytes_read"], summary["total_bytes_compared"]) == (MIB, 0)
     cli.run("restore", "latest", "--target", str(tmp_path / "out"))
     assert (tmp_path / "out" / "disks" / "disk.raw").read_bytes() == expected
-    told = cli.run("backup-image", str(disk), "--parent", "latest", "--changed-extents", str(extents), "--sample", "9")
+    told = cli.run(*known)  # unless it is told otherwise, it compares
     assert b"change tracking is wrong" in told.stderr
     cli.run("restore", "latest", "--target", str(tmp_path / "out2"))
     assert digest(tmp_path / "out2" / "disks" / "disk.raw") == digest(disk)
@@ -335,7 +336,8 @@ def test_changed_extents_are_all_that_is_read(cli: Cli, disk: Path, tmp_path: Pa
     ("content", "says"),
     [
         ("not json", "is not JSON"),
-        ("{}", "holds no list"),
+        ("{}", "does not say what it is relative to"),
+        ("5", "holds no list"),
         ("[5]", "entry 1: 5 is not an object"),
         ('[{"offset": 0, "length": 1}, {"offset": 0}]', 'entry 2: "length" must be'),
         ('[{"offset": -1, "length": 1}]', '"offset" must be'),
@@ -351,8 +353,8 @@ def test_a_change_list_that_makes_no_sense_is_refused(tmp_path: Path, content: s
     extents = tmp_path / "extents.json"
     extents.write_text(content)
     with pytest.raises(SourceError, match=re.escape(says)) as caught:
-        read_extents(extents, 20 * MIB)
-    assert "offset" in caught.value.hint or "change list" in caught.value.hint
+        read_changes(extents, 20 * MIB)
+    assert any(word in caught.value.hint for word in ("offset", "change list", "tracking_base"))
 
 
 def test_a_bad_change_list_stores_nothing(cli: Cli, disk: Path, tmp_path: Path) -> None:

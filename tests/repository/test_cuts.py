@@ -22,7 +22,7 @@ from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.check import check
 from node_agent.repository.copy import copy_snapshots
-from node_agent.repository.image import ImageBackup
+from node_agent.repository.image import Comparison, ImageBackup
 from node_agent.repository.index import Index
 from node_agent.repository.keys import add_key, change_password, list_keys, open_master_key, remove_key
 from node_agent.repository.lock import Locks
@@ -124,10 +124,10 @@ def _back_up_image(world: Path) -> None:
 
 def _back_up_image_again(world: Path) -> None:
     repo = open_repo(world / "repo")
-    parent = next(snapshot.id for snapshot in list_snapshots(repo) if snapshot.hostname == "first")
+    parent = list_snapshots(repo)[0].id
     changed = [Extent(MIB + 100, 500), Extent(7 * MIB, MIB)]
     image = ImageBackup("sda", Disk(_image(changed=True)), changed=changed)
-    back_up_images(repo, image, host="second", time=LATER, parent=parent, sample=2)
+    back_up_images(repo, image, host="first", time=LATER, parent=parent, compare=Comparison(2))
 
 
 # --- maintenance ---

@@ -18,7 +18,7 @@ from node_agent.errors import SourceError
 from node_agent.items import Extent, Issues
 from node_agent.progress import Progress
 from node_agent.repository.files_browse import find_node
-from node_agent.repository.image import ImageBackup
+from node_agent.repository.image import Comparison, ImageBackup
 from node_agent.repository.image_blocks import (
     ZeroCover,
     block_size_for,
@@ -356,8 +356,10 @@ def test_a_sample_that_agrees_costs_only_the_sample(tmp_path: Path) -> None:
     disk = random_disk(40 * MIB)
     first = store(repo, disk)
     log = Log()
-    second = store(repo, disk, [Extent(5, 5)], parent=first.snapshot_id, sample=4, progress=Progress(log=log))
-    assert 5 * MIB <= second.read_bytes <= 8 * MIB  # the changed block, 4 at random, and the end
+    second = store(
+        repo, disk, [Extent(5, 5)], parent=first.snapshot_id, compare=Comparison(4, 0), progress=Progress(log=log)
+    )
+    assert 5 * MIB <= second.read_bytes <= 8 * MIB  # the changed block, 4 at random, and the end (the metadata area)
     assert log.lines == []
 
 
@@ -368,7 +370,7 @@ def test_a_sample_that_differs_makes_everything_be_read(tmp_path: Path, where: i
     first = store(repo, disk)
     disk.content[where] ^= 1  # a change that the tracking missed
     log = Log()
-    second = store(repo, disk, [], parent=first.snapshot_id, sample=40, progress=Progress(log=log))
+    second = store(repo, disk, [], parent=first.snapshot_id, compare=Comparison(40, 0), progress=Progress(log=log))
     assert ("error", True) in [(level, "change tracking is wrong" in message) for level, message in log.lines]
     assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
 
