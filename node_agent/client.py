@@ -13,13 +13,16 @@ Calls block and are safe from many threads. Nothing here retries: the callers kn
 from __future__ import annotations
 
 import random
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
+from weakref import WeakSet
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -55,6 +58,7 @@ from node_agent.protocol import (
 REPLY_BYTES = 16 * 1024 * 1024  # no honest reply is larger
 CONNECT_S = 10.0
 READ_S = 30.0
+HANG_UP_S = 5.0
 CERT_NOT_YET_VALID, CERT_EXPIRED, CERT_WRONG_HOST = 9, 10, 62  # OpenSSL's X509_V_ERR_*
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -101,6 +105,31 @@ def fetch_ca(server: str) -> str:
         raise ServerUnreachable(f"{server} answered with something that is not a certificate.") from error
 
 
+class _Sockets:
+    """The sockets of a client, so that another thread can end calls that wait for an answer.
+
+    They are shut down, never closed: closing a socket under its reader frees the number of its descriptor, and the TLS
+    library goes on reading from, and writing its alerts to, whatever file or connection is given that number next.
+    """
+
+    def __init__(self) -> None:
+        self._made: WeakSet[socket.socket] = WeakSet()
+        self._guard = threading.Lock()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Hears of new connections (httpcore's request extension ``trace``)."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._guard:
+                self._made.add(info["return_value"].get_extra_info("socket"))
+
+    def hang_up(self) -> None:
+        with self._guard:
+            made = list(self._made)
+        for sock in made:
+            with suppress(OSError):  # closed meanwhile, or its descriptor went over to the TLS socket
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which would forget the TLS state
+
+
 class ServerClient:
     """Calls of one node to its server. ``token`` may be empty only for :meth:`enrol`."""
 
@@ -114,6 +143,7 @@ class ServerClient:
             headers={"Accept-Encoding": "identity", "User-Agent": "brs-node"},
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=15),
         )
+        self._sockets = _Sockets()
         self._token = token
         self._gate = threading.Condition()
         self._under_way = 0
@@ -122,7 +152,13 @@ class ServerClient:
     def close(self) -> None:
         """Ends calls that are under way, too: they fail with ServerUnreachable."""
         self._closed = True
-        self._http.close()
+        with self._gate:
+            give_up = time.monotonic() + HANG_UP_S
+            while self._under_way and time.monotonic() < give_up:
+                self._sockets.hang_up()
+                self._gate.wait(0.1)
+            if not self._under_way:  # else its sockets stay open: see _Sockets
+                self._http.close()
 
     # --- enrolment and token
 
@@ -204,7 +240,9 @@ class ServerClient:
             sent["Authorization"] = f"Bearer {self._token}"
         if self._closed:
             raise ServerUnreachable("The node is stopping.")
-        status, answer = _exchange(self._http, self.server, method, PREFIX + path, body, sent, timeout_s)
+        status, answer = _exchange(
+            self._http, self.server, method, PREFIX + path, body, sent, timeout_s, trace=self._sockets.trace
+        )
         if status != 200:
             raise _failure(status, answer, task=path.startswith("/tasks/"))
         return answer
@@ -218,10 +256,15 @@ def _exchange(
     body: bytes | None,
     headers: dict[str, str],
     timeout_s: float,
+    *,
+    trace: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> tuple[int, bytes]:
     timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
+    extensions = {"trace": trace} if trace is not None else {}
     try:
-        with http.stream(method, server + path, content=body, headers=headers, timeout=timeout) as response:
+        with http.stream(
+            method, server + path, content=body, headers=headers, timeout=timeout, extensions=extensions
+        ) as response:
             parts: list[bytes] = []
             size = 0
             for part in response.iter_raw():

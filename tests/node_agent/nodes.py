@@ -6,6 +6,7 @@ import os
 import random
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -23,6 +24,15 @@ from node_agent.protocol import (
 from tests.node_agent.server_double import ServerDouble, Task
 
 PASSWORD = "correct horse battery staple 0815"
+
+
+def open_below(folder: Path) -> list[str]:
+    """What this process holds open below a folder; other tests' leftovers are collected at any time."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [link for link in links if link.startswith(f"{folder}/")]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from node_agent.errors import Cancelled, TargetFull
 from node_agent.items import Issues, Severity
 from node_agent.progress import Progress
 from node_agent.tasks.staging import Staged, remove_tree
-from tests.node_agent.nodes import Place, same_trees
+from tests.node_agent.nodes import Place, open_below, same_trees
 
 
 def copied(source: Path, target: Path, *, overwrite: Overwrite = "always") -> tuple[TreeCopy, Issues]:
@@ -112,12 +112,11 @@ def test_a_full_target_ends_the_copy(place: Place, monkeypatch: pytest.MonkeyPat
 
 def test_a_copy_can_be_stopped_and_leaves_no_open_files(place: Place, dice: random.Random) -> None:
     place.fill(dice)
-    before = len(os.listdir("/proc/self/fd"))
     progress = Progress()
     progress.stop(Cancelled())
     with pytest.raises(Cancelled):
         TreeCopy(progress, Issues()).run(place.source, place.target, "x")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_below(place.base) == []
 
 
 def test_a_deep_tree_does_not_exhaust_the_interpreter(place: Place) -> None:

@@ -199,7 +199,7 @@ def test_a_process_that_dies_fails_the_run_and_nothing_is_lost(
         back_up(repo, source)
     assert died.value.retryable and "memory" in died.value.hint
     assert children() == set()
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # others' leftovers are collected at any time
     assert [snapshot.id for snapshot in list_snapshots(repo)] == [kept.snapshot_id]
     on_read(lambda process: None)
     assert back_up(repo, source).files == 400
@@ -223,7 +223,7 @@ def test_a_cancelled_run_ends_its_processes_even_those_that_hang(
     with pytest.raises(Cancelled):
         back_up(repo, source, progress=progress)
     assert children() == set()
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # others' leftovers are collected at any time
     assert list_snapshots(repo) == []
 
 
