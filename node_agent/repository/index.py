@@ -22,6 +22,7 @@ from pathlib import Path
 from node_agent.errors import ConfigError, DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.index_file import PackEntry, load_index_file
+from node_agent.repository.local_db import open_database
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
 
@@ -77,8 +78,6 @@ class Index:
         with self._lock:
             try:
                 self._refresh(on_damaged)
-            except sqlite3.OperationalError as error:
-                raise ConfigError(f"The cache database {self._cache} cannot be used: {error}.") from error
             except sqlite3.DatabaseError:
                 if self._cache is None:
                     raise
@@ -237,10 +236,11 @@ class Index:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already, or left it open at the commit
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _open(self) -> sqlite3.Connection:
         if self._cache is None:
@@ -251,14 +251,12 @@ class Index:
             raise ConfigError(f"The cache folder {self._cache.parent} cannot be used: {error.strerror}.") from error
         try:
             return self._connect(str(self._cache))
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"The cache database {self._cache} cannot be used: {error}.") from error
         except (sqlite3.DatabaseError, _Stale):
             self._remove_files()
             return self._connect(str(self._cache))
 
     def _connect(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+        db = open_database(path, wait_s=_WAIT_S)
         try:
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             db.execute("PRAGMA journal_mode = WAL")

@@ -153,7 +153,12 @@ class Locks:
         return name
 
     def withdraw(self, name: str) -> None:
-        self.files.backend.delete(Kind.LOCK, name)
+        try:
+            self.files.backend.delete(Kind.LOCK, name)
+        except BaseException:
+            if self.journal is not None:
+                self.journal.abandon(name)
+            raise
         if self.journal is not None:
             self.journal.remove(name)
 

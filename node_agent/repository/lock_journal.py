@@ -39,16 +39,16 @@ class LockJournal:
         path = self.folder / lock_name
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = self._held[lock_name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # nobody holds it for longer than a look
             os.write(descriptor, json.dumps(entry).encode())
             os.fsync(descriptor)
         except OSError as error:
+            self.remove(lock_name)
             raise ConfigError(
                 f"The lock journal {path} cannot be written: {error.strerror}.",
                 hint="Give a cache folder that this user may write to; on the command line, --no-cache does without.",
             ) from error
-        self._held[lock_name] = descriptor
 
     def remove(self, lock_name: str) -> None:
         """After the lock is gone from the repository."""
@@ -56,6 +56,14 @@ class LockJournal:
             (self.folder / lock_name).unlink()
         descriptor = self._held.pop(lock_name, None)
         if descriptor is not None:
+            os.close(descriptor)
+
+    def abandon(self, lock_name: str) -> None:
+        """The lock is of no use any more, but could not be removed from the repository: a minute later it is dead."""
+        descriptor = self._held.pop(lock_name, None)
+        if descriptor is not None:
+            os.ftruncate(descriptor, 0)
+            os.utime(descriptor)
             os.close(descriptor)
 
     def dead(self) -> Iterator[str]:

@@ -6,12 +6,12 @@ SQLite takes the folder from ``SQLITE_TMPDIR`` or ``TMPDIR``, else ``/var/tmp``.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from node_agent.errors import DamagedError
 from node_agent.progress import Progress
+from node_agent.repository.local_db import open_database
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.strict_json import parse_json
@@ -43,7 +43,7 @@ class Reachable:
     """A growing set of blobs. The table ``used`` is open to those who plan with it (see prune_plan). One thread."""
 
     def __init__(self) -> None:
-        self.db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self.db = open_database("", wait_s=0)
         self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.db.execute("PRAGMA journal_mode = OFF")  # nothing of it outlives the process
         self.db.execute(_SCHEMA)

@@ -214,8 +214,6 @@ class Judge:
         operation, world = self._operation, self._lay_out(files)
         with self._guard:
             self.judged += 1
-        if not (operation.hurt or operation.makes):
-            self._stock_check(world)
         if not operation.makes:
             found = self._facts(world, strict=not operation.hurt)
             for point, digest in self._before.points.items():
@@ -223,6 +221,8 @@ class Judge:
                     assert point[0] in operation.replaces, f"the point {point} is gone"
                 elif point[0] not in operation.replaces:
                     assert found.points[point] == digest, f"the point {point} has changed"
+        if not (operation.hurt or operation.makes):
+            self._stock_check(world)  # after ours, which is quick to fail: stock restic tries again for a minute
         operation.run(world)
         self._stock_check(world)
         self._compare(self._facts(world))
