@@ -24,7 +24,7 @@ from apps.iam.admin_scope import Empty, ScopedForm, ScopedInline, Verb
 from apps.inventory.models import Workload
 from apps.jobs import expiry, objectives, requests
 from apps.policies import schedule
-from apps.policies.models import Policy, Schedule
+from apps.policies.models import Policy, Schedule, Staging
 
 COVERED = 12
 
@@ -62,6 +62,18 @@ class ScheduleInline(ScopedInline):
 
 
 class PolicyForm(ScopedForm):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if (staging := self.fields.get("staging")) is not None:
+            staging.label = _("How")
+            staging.widget.choices = [
+                (Staging.STREAM, _("Store while reading")),
+                (Staging.DISK, _("Copy to the node first")),
+            ]
+            staging.help_text = _(
+                "Copied first, a snapshot of the source lives shortly; the node needs the room for it."
+            )
+
     def clean_time_zone(self) -> str:
         try:
             schedule.zone(self.cleaned_data["time_zone"])

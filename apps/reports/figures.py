@@ -160,16 +160,23 @@ def strip(jobs: QuerySet[Job], now: datetime, hours: int = STRIP_HOURS) -> list[
 
 def _bytes(found: Overview, user: User) -> None:
     copies = access.visible(user, PointCopy).filter(state=CopyState.PRESENT)
-    sums = copies.aggregate(protected=Sum("point__size_bytes"), stored=Sum("stored_bytes"), points=Count("pk"))
+    sums = copies.aggregate(protected=Sum("point__size_bytes"), points=Count("pk"))
     found.protected_bytes = sums["protected"] or 0
-    found.stored_bytes = stored_bytes(access.visible(user, Repository)) or sums["stored"] or 0
+    found.stored_bytes = stored_bytes(access.visible(user, Repository))
     found.points = sums["points"]
     if found.protected_bytes:
         found.saved_percent = max(0, int(100 * (1 - found.stored_bytes / found.protected_bytes)))
 
 
 def stored_bytes(repositories: QuerySet[Repository]) -> int:
-    return repositories.aggregate(total=Sum("stored_bytes"))["total"] or 0
+    """As a verification measured it; until the first one, what its points added when they were made."""
+    measured = repositories.aggregate(total=Sum("stored_bytes"))["total"] or 0
+    unmeasured = PointCopy.objects.filter(repository__in=repositories.filter(stored_bytes=0), state=CopyState.PRESENT)
+    return measured + (unmeasured.aggregate(total=Sum("stored_bytes"))["total"] or 0)
+
+
+def stored_in(repository: Repository) -> int:
+    return stored_bytes(Repository.objects.filter(pk=repository.pk))
 
 
 def fill(destination: Destination, user: User, now: datetime) -> Fill:

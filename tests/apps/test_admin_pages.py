@@ -18,7 +18,7 @@ from apps import display
 from apps.catalog import browse
 from apps.catalog.models import PointCopy, Protection, RestorePoint
 from apps.iam.models import AuditEvent, Membership, Tenant, User
-from apps.inventory.models import EnrolmentCode, Node, Workload
+from apps.inventory.models import EnrolmentCode, Node, Repository, Workload
 from apps.jobs.models import Job, JobKind, LogLine, RestoreDraft, State, Task
 from apps.reports import alerts, figures, first_run, timeline
 from node_agent.protocol import Directory, Entry
@@ -374,6 +374,19 @@ def test_a_workload_without_any_backup_is_not_passed_over_in_silence(client, wor
     text = client.get(reverse("admin:index")).content.decode()
     assert "No room." in text
     assert "has no backup yet" not in text, "said once"
+
+
+def test_a_repository_that_nothing_measured_yet_is_not_said_to_be_empty(client, world):
+    """Two of them, one measured: the other's points were not counted at all."""
+    alpha = world.alpha
+    PointCopy.objects.filter(repository=alpha.repository).update(stored_bytes=5 << 20)
+    Repository.objects.filter(pk=alpha.repository.pk).update(stored_bytes=0)
+    assert figures.stored_in(alpha.repository) == 5 << 20
+    for address in (page(Repository, "changelist"), page(Repository, "change", alpha.repository.pk)):
+        assert "5.0 MiB" in client.get(address).content.decode()
+    Repository.objects.filter(pk=alpha.repository.pk).update(stored_bytes=3 << 20)
+    alpha.repository.refresh_from_db()
+    assert figures.stored_in(alpha.repository) == 3 << 20
 
 
 def test_the_last_hours_show_each_outcome_in_its_share():

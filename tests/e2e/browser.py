@@ -29,6 +29,7 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "img"
 # What must not be: a page wider than the window, text cut off, a thing that reaches out of the window.
 FLAWS = """() => {
   const found = [];
+  const pen = document.createElement("canvas").getContext("2d");
   const root = document.documentElement;
   if (root.scrollWidth > root.clientWidth + 1) found.push(`scrolls sideways: ${root.scrollWidth}`);
   const scrolls = (one) => one.closest(".brs-scroll, .brs-calendar, .brs-log, .simplebar-content-wrapper");
@@ -40,6 +41,17 @@ FLAWS = """() => {
     if (String(one.className).includes("simplebar") || one.className === "material-symbols-outlined") continue;
     const cut = ["hidden", "clip"].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1;
     if (cut && one.clientWidth > 1 && one.textContent.trim()) found.push(`cut off: ${name(one)}`);
+    const written = [...one.childNodes].some((part) => part.nodeType === Node.TEXT_NODE && part.data.trim());
+    const inBox = written && !one.ownerSVGElement && style.display !== "inline" && !["auto", "scroll"].includes(style.overflowX);
+    if (!cut && inBox && one.scrollWidth > one.clientWidth + 1) found.push(`spills out: ${name(one)}`);
+    const low = written && ["hidden", "clip"].includes(style.overflowY) && one.scrollHeight > one.clientHeight + 2;
+    if (low && one.clientHeight > 1) found.push(`cut off below: ${name(one)}`);
+    if (one.tagName === "SELECT" && one.selectedOptions.length) {
+      pen.font = style.font;
+      const room = one.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+      const label = one.selectedOptions[0].text.trim();
+      if (pen.measureText(label).width > room + 1) found.push(`choice cut off: ${label}`);
+    }
     if (box.right > innerWidth + 1 && !scrolls(one) && one.textContent.trim()) found.push(`outside: ${name(one)}`);
   }
   return found;

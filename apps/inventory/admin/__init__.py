@@ -276,7 +276,7 @@ class RepositoryAdmin(ReadOnlyAdmin):
 
     @display(description=gettext_lazy("stored"), ordering="stored_bytes")
     def stored(self, repository: Repository) -> SafeString:
-        return look.size(repository.stored_bytes)
+        return look.size(figures.stored_in(repository))
 
     @display(description=gettext_lazy("restore points"))
     def points(self, repository: Repository) -> int:

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 
 from apps import display
 from apps.catalog.models import RestorePoint
-from apps.reports import timeline
+from apps.reports import figures, timeline
 
 register = template.Library()
 
@@ -25,6 +25,9 @@ register.filter("ago_text", display.ago_text)
 register.filter("event", display.event)
 register.filter("moment", display.moment)
 register.simple_tag(display.bar, name="bar")
+
+
+register.filter("stored_in", figures.stored_in)
 
 
 @register.filter
