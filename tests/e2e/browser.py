@@ -44,8 +44,8 @@ FLAWS = """() => {
     const written = [...one.childNodes].some((part) => part.nodeType === Node.TEXT_NODE && part.data.trim());
     const inBox = written && !one.ownerSVGElement && style.display !== "inline" && !["auto", "scroll"].includes(style.overflowX);
     if (!cut && inBox && one.scrollWidth > one.clientWidth + 1) found.push(`spills out: ${name(one)}`);
-    const low = written && ["hidden", "clip"].includes(style.overflowY) && one.scrollHeight > one.clientHeight + 2;
-    if (low && one.clientHeight > 1) found.push(`cut off below: ${name(one)}`);
+    const low = ["hidden", "clip"].includes(style.overflowY) && one.scrollHeight > one.clientHeight + 2;
+    if (written && low && one.clientHeight > 1) found.push(`cut off below: ${name(one)}`);
     if (one.tagName === "SELECT" && one.selectedOptions.length) {
       pen.font = style.font;
       const room = one.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
