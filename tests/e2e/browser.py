@@ -42,7 +42,8 @@ FLAWS = """() => {
     const cut = ["hidden", "clip"].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1;
     if (cut && one.clientWidth > 1 && one.textContent.trim()) found.push(`cut off: ${name(one)}`);
     const written = [...one.childNodes].some((part) => part.nodeType === Node.TEXT_NODE && part.data.trim());
-    const inBox = written && !one.ownerSVGElement && style.display !== "inline" && !["auto", "scroll"].includes(style.overflowX);
+    const isBox = written && !one.ownerSVGElement && style.display !== "inline";
+    const inBox = isBox && !["auto", "scroll"].includes(style.overflowX);
     if (!cut && inBox && one.scrollWidth > one.clientWidth + 1) found.push(`spills out: ${name(one)}`);
     const low = ["hidden", "clip"].includes(style.overflowY) && one.scrollHeight > one.clientHeight + 2;
     if (written && low && one.clientHeight > 1) found.push(`cut off below: ${name(one)}`);
