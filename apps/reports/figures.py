@@ -16,6 +16,7 @@ from apps.jobs.models import ACTIVE, OPEN, Job, JobKind, State
 
 STRIP_HOURS = 24
 SHOWN_JOBS = 6
+SHOWN_WAITING = 3
 SHOWN_RUNS = 6
 
 
@@ -68,6 +69,7 @@ class Overview:
     running: list[Job] = field(default_factory=list)
     running_count: int = 0
     waiting_count: int = 0
+    waiting: list[Job] = field(default_factory=list)
     hours: list[Hour] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
     protected_bytes: int = 0
@@ -137,7 +139,9 @@ def _jobs(found: Overview, user: User, now: datetime) -> None:
     running = jobs.filter(state__in=ACTIVE).order_by("started_at")
     found.running = list(running.select_related("workload").prefetch_related("tasks__node")[:SHOWN_JOBS])
     found.running_count = running.count()
-    found.waiting_count = jobs.filter(state=State.QUEUED).count()
+    waiting = jobs.filter(state=State.QUEUED)
+    found.waiting_count = waiting.count()
+    found.waiting = list(waiting.order_by("-priority", "created_at")[:SHOWN_WAITING])
     found.hours = strip(jobs, now)
     found.runs = {
         "succeeded": sum(hour.succeeded for hour in found.hours),

@@ -2,21 +2,7 @@
 (() => {
   "use strict";
 
-  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-  const size = (count) => {
-    let amount = Number(count) || 0;
-    let unit = 0;
-    while (Math.abs(amount) >= 1000 && unit < UNITS.length - 1) { amount /= 1024; unit += 1; }
-    const digits = unit === 0 || Math.abs(amount) >= 100 ? 0 : 1;
-    return `${amount.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits })} ${UNITS[unit]}`;
-  };
-  const duration = (seconds) => {
-    const whole = Math.max(0, Math.round(seconds));
-    const { words } = window.brsLive;
-    if (whole < 60) return words("seconds", whole);
-    if (whole < 3600) return words("minutes", Math.floor(whole / 60));
-    return words("hours", Math.floor(whole / 3600), Math.floor((whole % 3600) / 60));
-  };
+  const { size, duration } = window.brsLive;
 
   const here = () => document.querySelector("[data-job][data-open]");
 

@@ -79,11 +79,35 @@
     else if (!old && now) location.reload();
   };
 
+  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  live.size = (count) => {
+    let amount = Number(count) || 0;
+    let unit = 0;
+    while (Math.abs(amount) >= 1000 && unit < UNITS.length - 1) { amount /= 1024; unit += 1; }
+    const digits = unit === 0 || Math.abs(amount) >= 100 ? 0 : 1;
+    return `${amount.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits })} ${UNITS[unit]}`;
+  };
+  live.duration = (seconds) => {
+    const whole = Math.max(0, Math.round(seconds));
+    if (whole < 60) return live.words("seconds", whole);
+    if (whole < 3600) return live.words("minutes", Math.floor(whole / 60));
+    return live.words("hours", Math.floor(whole / 3600), Math.floor((whole % 3600) / 60));
+  };
+
   const bars = (message) => {
     if (message.type !== "job") return;
     const row = document.querySelector(`li[data-job="${CSS.escape(message.job.id)}"]`);
     const task = message.tasks.find((one) => one.state === "running");
-    if (row && task && task.percent !== null) row.querySelector(".brs-bar > span").style.width = `${task.percent}%`;
+    if (!row || !task) return;
+    const told = task.progress || {};
+    const known = task.percent !== null;
+    if (known) row.querySelector(".brs-bar > span").style.width = `${task.percent}%`;
+    const parts = [
+      known ? `${Math.min(99, Math.round(task.percent))} %` : "",
+      told.rate_bytes_s ? `${live.size(told.rate_bytes_s)}/s` : "",
+      task.eta_s ? live.words("left", live.duration(task.eta_s)) : "",
+    ];
+    row.querySelector("[data-job-note]").textContent = parts.filter(Boolean).join(" · ");
   };
   live.listeners.push(bars);
 
