@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from node_agent.errors import ConfigError
 
+STORE = re.compile(r"^(sftp|s3|azure|gs|rest):([^/@\s]+(/[^\s]*)?)?$")
 LABEL = re.compile(r"^[a-z][a-z0-9_-]*:[A-Za-z0-9._-]+$")
 
 
@@ -26,6 +27,12 @@ def _absolute(value: str) -> str:
     return os.path.normpath(value)
 
 
+def _store(value: str) -> str:
+    if not STORE.match(value):
+        raise ValueError("must be a kind such as s3: or a place such as sftp:host, s3:host/bucket/prefix")
+    return value.rstrip("/")
+
+
 def _label(value: str) -> str:
     if not LABEL.match(value):
         raise ValueError("must look like key:value, such as zone:a")
@@ -33,6 +40,7 @@ def _label(value: str) -> str:
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Store = Annotated[str, AfterValidator(_store)]
 Label = Annotated[str, AfterValidator(_label)]
 
 
@@ -41,11 +49,12 @@ class _Section(BaseModel):
 
 
 class RootsConfig(_Section):
-    """Folders that tasks may touch. A task outside of them is refused, whoever asks."""
+    """Folders that tasks may touch, and remote stores. A task outside of them is refused, whoever asks."""
 
     read: list[AbsolutePath] = []
     write: list[AbsolutePath] = []
     repositories: list[AbsolutePath] = []
+    stores: list[Store] = []
 
 
 class NodeConfig(_Section):
@@ -99,7 +108,9 @@ def _filled(config: NodeConfig, state_dir: Path) -> NodeConfig:
     roots = config.roots
     if not (roots.read or roots.write or roots.repositories):
         data = str(state_dir / "data")
-        roots = RootsConfig(read=[data], write=[data], repositories=[str(state_dir / "repositories")])
+        roots = RootsConfig(
+            read=[data], write=[data], repositories=[str(state_dir / "repositories")], stores=roots.stores
+        )
     return config.model_copy(
         update={
             "roots": roots,

@@ -4,19 +4,33 @@ Every path that comes from the server passes here before it is used. Symbolic li
 first, and the *resolved* path is what tasks then work with, so that a link inside a root cannot lead
 out of it. Among roots of different kinds the deepest one decides: with ``write = ["/srv"]`` and
 ``repositories = ["/srv/backup"]`` nothing may be restored into ``/srv/backup``.
+
+A remote store passes when its host, and the bucket and folder there, lie in one of ``roots.stores``. Where data goes
+is decided by some options as well as by the address, so both are looked at.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from node_agent.config import RootsConfig
 from node_agent.errors import RefusedError
 from node_agent.items import printable
 
 LOCAL_SCHEME = "local:"
+_REMOTE = re.compile(r"(sftp|s3|azure|gs|rest):")
+# What the server may say of a store. The others name files of this node, or lead the data elsewhere.
+_OPTIONS = {
+    "connections", "limit-upload", "limit-download", "limit-windows", "timeout", "cacert", "region",
+    "bucket-lookup", "access-key-id", "secret-access-key", "session-token", "host-key", "user", "password",
+    "private-key", "key-passphrase", "account-name", "account-key", "account-sas", "tenant-id", "client-id",
+    "client-secret", "endpoint", "endpoint-suffix", "access-token", "service-account-key",
+}  # fmt: skip
 
 
 class Guard:
@@ -49,8 +63,11 @@ class Guard:
             )
         return real
 
-    def repository(self, url: str) -> str:
-        """The address of a repository with its path resolved. Only local repositories have a path to guard."""
+    def repository(self, url: str, options: Mapping[str, str] | None = None) -> str:
+        """The address of a repository, a folder's path resolved. RefusedError outside what may hold repositories."""
+        if is_remote(url):
+            self._store(url, options or {})
+            return url
         real = _checked(url.removeprefix(LOCAL_SCHEME))
         if _deepest(real, self._repositories) is None:
             raise _refused(url, real, "repositories", self.roots.repositories)
@@ -64,9 +81,86 @@ class Guard:
         assert root is not None
         return root
 
+    def _store(self, url: str, options: Mapping[str, str]) -> None:
+        strange = sorted(
+            name
+            for name, value in options.items()
+            if name not in _OPTIONS or (name == "cacert" and not value.startswith("-----BEGIN"))
+        )
+        if strange:
+            raise RefusedError(
+                f"This node takes no option {', '.join(strange)} from the server.",
+                hint="Files of the node and proxies are set on the node itself.",
+            )
+        place = place_of(url, options)
+        if not any(place == root or place.startswith(_with_end(root)) for root in self.roots.stores):
+            allowed = ", ".join(self.roots.stores) or "none"
+            raise RefusedError(
+                f"{printable(place)} is not among the stores that this node may use ({allowed}).",
+                hint=f"Add “{printable(place)}” to roots.stores in this node's node.toml if it is meant to be allowed.",
+            )
+
     def _belongs_to_node(self, real: Path, write_root: Path) -> bool:
         closed = _deepest(real, [*self._own, *self._repositories])
         return closed is not None and len(closed.parts) > len(write_root.parts)
+
+
+def is_remote(url: str) -> bool:
+    return _REMOTE.match(url) is not None
+
+
+def place_of(url: str, options: Mapping[str, str]) -> str:
+    """Where data really goes, as roots.stores names it: ``kind:host[:port]/bucket or folder``. RefusedError."""
+    kind, _, address = url.partition(":")
+    try:
+        host, path = _PLACES[kind](address, options)
+    except ValueError:
+        host, path = "", ""
+    if not host or re.search(r"[@/\s\\]", host) or ".." in path.split("/") or "\0" in path:
+        raise RefusedError(f"The address of the {kind} store is not understood.", hint="Correct the destination.")
+    path = posixpath.normpath("/" + path.lstrip("/")) if path.strip("/") else ""
+    return f"{kind}:{host.lower()}{path}"
+
+
+def _url_place(address: str, _options: Mapping[str, str]) -> tuple[str, str]:
+    parts = urlsplit(address if "://" in address else f"https://{address}")
+    return parts.netloc, unquote(parts.path)
+
+
+def _sftp_place(address: str, _options: Mapping[str, str]) -> tuple[str, str]:
+    if not address.startswith("//"):
+        host, _, path = address.rpartition("@")[2].partition(":")
+        return host, path if path.startswith("/") else f"~/{path}"
+    parts = urlsplit(f"sftp:{address}")
+    port = f":{parts.port}" if parts.port not in (None, 22) else ""
+    path = unquote(parts.path[1:])
+    return f"{parts.hostname or ''}{port}", path if path.startswith("/") else f"~/{path}"
+
+
+def _azure_place(address: str, options: Mapping[str, str]) -> tuple[str, str]:
+    host = f"{options.get('account-name', '')}.blob.{options.get('endpoint-suffix') or 'core.windows.net'}"
+    return _bucket_place(address, options, host)
+
+
+def _gs_place(address: str, options: Mapping[str, str]) -> tuple[str, str]:
+    return _bucket_place(address, options, "storage.googleapis.com")
+
+
+def _bucket_place(address: str, options: Mapping[str, str], host: str) -> tuple[str, str]:
+    bucket, _, prefix = address.partition(":")
+    front = ""
+    if endpoint := options.get("endpoint"):
+        parts = urlsplit(endpoint)
+        host, front = parts.netloc, parts.path.strip("/")
+    return host, "/".join(part for part in (front, bucket, prefix.strip("/")) if part)
+
+
+_PLACES = {"sftp": _sftp_place, "s3": _url_place, "rest": _url_place, "azure": _azure_place, "gs": _gs_place}
+
+
+def _with_end(root: str) -> str:
+    """So that ``s3:host`` does not allow ``s3:host.evil``; a kind alone ends with its colon."""
+    return root if root.endswith(":") else f"{root.rstrip('/')}/"
 
 
 def _checked(path: str) -> Path:

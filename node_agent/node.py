@@ -35,7 +35,7 @@ def capabilities(config: NodeConfig, identity_labels: list[str]) -> Capabilities
         kinds=list(VERBS),
         drivers=sorted(DRIVERS),
         labels=list(dict.fromkeys([*config.labels, *identity_labels])),
-        roots=Roots(read=config.roots.read, write=config.roots.write, repositories=config.roots.repositories),
+        roots=Roots(**config.roots.model_dump()),
         slots=config.slots,
         staging_bytes=_free(Path(config.staging)),
     )

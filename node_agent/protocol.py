@@ -99,6 +99,7 @@ class Roots(Wire):
     read: list[str] = []
     write: list[str] = []
     repositories: list[str] = []
+    stores: list[str] = []  # remote ones: "s3:" (all of the kind), "sftp:host", "s3:host/bucket/prefix"
 
 
 class Capabilities(Wire):
@@ -159,6 +160,7 @@ class RepositoryAccess(Wire):
 
     repository: UUID  # the server's id of it
     url: str
+    options: dict[str, str] = Field(default={}, repr=False)  # of the store, credentials among them
     password: str = Field(repr=False)
     repository_id: str = ""  # restic's config id; "" before the init task; must match when given
 
@@ -173,6 +175,7 @@ class ProbeSpec(Wire):
     driver: str = ""  # "files", "image" or "" for a destination
     path: str
     repository_url: str = ""
+    options: dict[str, str] = Field(default={}, repr=False)
     password: str = Field(default="", repr=False)
 
 

@@ -145,11 +145,19 @@ class Workload(models.Model):
 
 
 class DestinationKind(models.TextChoices):
+    """The values are the kinds of restic's addresses."""
+
     LOCAL = "local", _("Folder on a node (local disk or NFS)")
+    SFTP = "sftp", _("SFTP server")
+    S3 = "s3", _("S3 (Amazon and compatible)")
+    AZURE = "azure", _("Azure Blob Storage")
+    GS = "gs", _("Google Cloud Storage")
+    REST = "rest", _("restic REST server")
 
 
 class Destination(models.Model):
-    """A place where backups are kept. A local folder exists on the nodes that are named only."""
+    """A place where backups are kept. A local folder exists on the nodes that are named only; a remote store is
+    used by them only. ``inventory.stores`` knows what each kind is told."""
 
     tenant_path: ClassVar[str] = "tenant"
     grant_path: ClassVar[str] = "pk"
@@ -158,7 +166,10 @@ class Destination(models.Model):
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="destinations", verbose_name=_("tenant"))
     kind = models.CharField(_("kind"), max_length=20, choices=DestinationKind.choices, default=DestinationKind.LOCAL)
     name = models.CharField(_("name"), max_length=100)
-    path = models.CharField(_("folder"), max_length=1000)
+    path = models.CharField(_("folder or address"), max_length=1000)
+    options = models.JSONField(_("options"), default=dict, blank=True)
+    sealed = models.BinaryField(null=True, editable=False)  # the secrets, as one sealed JSON object
+    secret_names = models.JSONField(default=list, editable=False)
     nodes = models.ManyToManyField(Node, related_name="destinations", verbose_name=_("reached by"))
     total_bytes = models.BigIntegerField(_("capacity"), default=0, editable=False)
     free_bytes = models.BigIntegerField(_("free"), default=0, editable=False)
@@ -214,4 +225,6 @@ class Repository(models.Model):
     @property
     def url(self) -> str:
         """Where a node finds it: a folder of the tenant's own below the destination."""
-        return f"{self.destination.path.rstrip('/')}/{self.tenant.slug}"
+        from apps.inventory import stores  # it knows this module's rows
+
+        return stores.url(self.destination, self.tenant.slug)

@@ -13,7 +13,8 @@ from apps.iam import access as rights
 from apps.iam import audit
 from apps.iam.models import Tenant, User
 from apps.iam.secrets import keep, reveal
-from apps.inventory.models import Destination, Repository
+from apps.inventory import stores
+from apps.inventory.models import Destination, DestinationKind, Repository
 from node_agent.protocol import RepositoryAccess
 
 
@@ -43,6 +44,7 @@ def access(repository: Repository) -> RepositoryAccess:
     return RepositoryAccess(
         repository=repository.pk,
         url=repository.url,
+        options=stores.told(repository.destination),
         password=reveal(repository.password),
         repository_id=repository.repository_id,
     )
@@ -59,6 +61,7 @@ def kit(user: User, repository: Repository) -> str:
         repository_id=repository.repository_id or "(not made yet)",
         password=reveal(repository.password),
         server=settings.BRS_PUBLIC_URL,
+        credentials=_credentials(repository.destination),
         written=f"{timezone.now():%Y-%m-%d %H:%M} UTC",
     )
     audit.record(user, "repository.kit-read", repository)
@@ -66,9 +69,28 @@ def kit(user: User, repository: Repository) -> str:
     return text
 
 
+def _credentials(destination: Destination) -> str:
+    """What opens the store, in restic's variables where it has them; nothing for a folder."""
+    if destination.kind == DestinationKind.LOCAL:
+        return ""
+    lines = [f"    {_VARIABLES.get(name, name)}={value}" for name, value in sorted(stores.told(destination).items())]
+    return "\nThe store itself opens with (variables of restic, else options of BRS):\n\n" + "\n".join(lines) + "\n"
+
+
 def _find(tenant: Tenant, destination: Destination) -> Repository | None:
     return Repository.objects.filter(tenant=tenant, destination=destination).first()
 
+
+_VARIABLES = {
+    "access-key-id": "AWS_ACCESS_KEY_ID",
+    "secret-access-key": "AWS_SECRET_ACCESS_KEY",
+    "session-token": "AWS_SESSION_TOKEN",
+    "region": "AWS_DEFAULT_REGION",
+    "account-name": "AZURE_ACCOUNT_NAME",
+    "account-key": "AZURE_ACCOUNT_KEY",
+    "account-sas": "AZURE_ACCOUNT_SAS",
+    "user": "RESTIC_REST_USERNAME",
+}
 
 _KIT = """\
 BRS RECOVERY KIT                                              keep this offline and safe
@@ -77,14 +99,14 @@ Whoever holds this page can read every backup in this repository. It restores th
 
 Tenant:         {tenant}
 Destination:    {destination}
-Folder:         {url}
-On host:        {nodes}
+Address:        {url}
+Nodes:          {nodes}
 Repository id:  {repository_id}
 Password:       {password}
 Server:         {server}
 Written:        {written}
-
-The repository has restic's format, version 2. On any machine that reaches the folder, with restic 0.14 or newer:
+{credentials}
+The repository has restic's format, version 2. On any machine that reaches it, with restic 0.14 or newer:
 
     export RESTIC_REPOSITORY='{url}'
     export RESTIC_PASSWORD='{password}'

@@ -19,8 +19,8 @@ from django.utils.translation import gettext as _
 from pydantic import BaseModel
 
 from apps.catalog.models import PointCopy, RestorePoint
-from apps.inventory import sources
-from apps.inventory.models import Destination, Node, Platform, Repository, Workload
+from apps.inventory import sources, stores
+from apps.inventory.models import Destination, DestinationKind, Node, Platform, Repository, Workload
 from apps.jobs.models import Job, JobKind, Task
 from apps.policies.assignment import rule_of
 from apps.policies.models import Policy, Staging
@@ -53,7 +53,7 @@ def task(of: Job, ordinal: int, kind: TaskKind, spec: dict[str, Any], model: typ
     return Task(
         id=task_id(of, ordinal),
         kind=kind.value,
-        spec=checked.model_dump(mode="json", exclude={"repository", "password", "repository_url", "parent"}),
+        spec=checked.model_dump(mode="json", exclude={"repository", "password", "repository_url", "options", "parent"}),
         **facts,
     )
 
@@ -275,7 +275,9 @@ def probe_destination(
     """A task for each node that should reach it. ``ready``: the repository there, which is opened, too."""
     title = _("Test the destination %(name)s") % {"name": destination.name}
     made = job(JobKind.PROBE, destination.tenant_id, title, now, destination=destination, **facts)
-    spec = {"path": destination.path}
+    # A folder is looked at itself; at a remote store only the tenant's own place in it is touched.
+    folder = "" if destination.kind == DestinationKind.LOCAL else destination.tenant.slug
+    spec = {"path": stores.url(destination, folder)}
     return made, [
         task(made, number, TaskKind.PROBE, spec, protocol.ProbeSpec, requires=on_node(node), repository=ready)
         for number, node in enumerate(nodes)

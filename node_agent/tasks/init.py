@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from node_agent.errors import RepositoryError, RepositoryMissing
+from node_agent.guard import is_remote
 from node_agent.items import printable
 from node_agent.protocol import InitResult, InitSpec
-from node_agent.repository.backend import open_backend
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
+from node_agent.tasks.opening import open_store
 
 
 def run(context: TaskContext, spec: InitSpec) -> InitResult:
     context.phase("init")
     access = spec.repository
-    backend = open_backend(context.guard.repository(access.url))
-    _must_be_mounted(context, access.url)
+    backend = open_store(context, access.url, access.options)
+    if not is_remote(access.url):
+        _must_be_mounted(context, access.url)
     try:
         repo = Repository.open(backend, access.password, holder=context.holder, clock=context.now)
     except RepositoryMissing:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from node_agent.errors import RepositoryError, RepositoryLocked
 from node_agent.protocol import RepositoryAccess
-from node_agent.repository.backend import open_backend
+from node_agent.repository.backend import Backend, open_backend
 from node_agent.repository.lock import Lock
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
@@ -16,6 +17,10 @@ from node_agent.tasks.throttle import ThrottledBackend
 
 LOCK_WAIT_S = 300.0
 _LOOK_AGAIN_S = 2.0
+_CREDENTIALS = {
+    "access-key-id", "secret-access-key", "session-token", "password", "private-key", "account-key", "account-sas",
+    "client-secret", "access-token", "service-account-key",
+}  # fmt: skip
 
 
 @contextmanager
@@ -41,8 +46,16 @@ def open_for_reading(context: TaskContext, access: RepositoryAccess, *, index: b
         yield repo
 
 
+def open_store(context: TaskContext, url: str, options: Mapping[str, str]) -> Backend:
+    """The store behind an address that the server gave. A destination without credentials is opened with the node's
+    own (its environment, its user's keys); one with credentials never mixes them with these."""
+    own = not _CREDENTIALS.intersection(options)
+    env = os.environ if own else {"HOME": "/nonexistent"}
+    return open_backend(context.guard.repository(url, options), options, env)
+
+
 def _opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int) -> Repository:
-    backend = open_backend(context.guard.repository(access.url))
+    backend = open_store(context, access.url, access.options)
     if bandwidth_bytes_s:
         backend = ThrottledBackend(backend, bandwidth_bytes_s, context.progress.check)
     repo = Repository.open(

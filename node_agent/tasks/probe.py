@@ -9,11 +9,13 @@ from pathlib import Path
 
 from node_agent.drivers.base import Finding
 from node_agent.errors import BrsError, RepositoryMissing
+from node_agent.guard import is_remote
 from node_agent.items import printable
 from node_agent.protocol import ProbeCheck, ProbeResult, ProbeSpec
 from node_agent.repository.backend import open_backend
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
+from node_agent.tasks.probe_store import probe_store
 from node_agent.tasks.sources import driver_for
 
 
@@ -40,6 +42,8 @@ def _source(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path 
 
 def _destination(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path | None]:
     url = spec.repository_url or spec.path
+    if is_remote(url):
+        return probe_store(context, url, spec.options, spec.password), None
     inside = "Inside the folders this node may keep repositories in"
     try:
         place = Path(context.guard.repository(url))

@@ -201,9 +201,11 @@ def test_the_recovery_kit_is_for_owners_and_audited(world):
 
 def test_a_destination_keeps_its_tenant_and_kind(world, admin):
     path = f"destinations/{world.alpha.destination.pk}/"
-    answer = admin.patch(path, {"name": "store 2", "path": "/backup//x/"})
+    moved = admin.patch(path, {"path": "/backup/x"})
+    assert moved.status_code == 400 and "There is a repository here" in moved.json()["message"]
+    answer = admin.patch(path, {"name": "store 2", "path": "/backup//"})
     assert answer.status_code == 200
-    assert answer.json()["path"] == "/backup/x"
+    assert answer.json()["path"] == "/backup"
     assert admin.patch(path, {"free_bytes": 1}).status_code == 400
     assert Destination.objects.get(pk=world.alpha.destination.pk).tenant == world.alpha.tenant
 

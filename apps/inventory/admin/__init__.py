@@ -1,5 +1,4 @@
-# ruff: noqa: ARG002  the signatures are Django's
-"""Inventory: platforms, destinations, repositories. Nodes and workloads have modules of their own beside it."""
+"""Inventory: platforms and repositories. Destinations, nodes and workloads have modules of their own beside it."""
 
 from __future__ import annotations
 
@@ -8,37 +7,32 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import admin
 from django.db.models import Sum
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
-from django.utils import timezone
-from django.utils.html import format_html
+from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.decorators import display
 from unfold.widgets import (
-    UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldBooleanSwitchWidget,
 )
 
 from apps import display as look
 from apps.catalog.models import CopyState, PointCopy
-from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
-from apps.iam.admin_scope import Empty, ReadOnlyAdmin, ScopedForm, Verb, address
-from apps.inventory import repositories, sources
-from apps.inventory.admin import node, workload
-from apps.inventory.models import Destination, Node, Platform, Repository, RepositoryState
+from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
+from apps.inventory import repositories
+from apps.inventory.admin import destination, node, workload
+from apps.inventory.models import Platform, Repository, RepositoryState
 from apps.jobs import requests
 from apps.jobs.models import Job
-from apps.reports import figures, first_run
+from apps.reports import figures
 
 RECENT = 8
 
-__all__ = ["node", "workload"]  # these register their pages
+__all__ = ["destination", "node", "workload"]  # these register their pages
 
 
 @admin.register(Platform)
@@ -73,134 +67,6 @@ class PlatformAdmin(GrantedAdmin):
     @display(description=gettext_lazy("workloads"))
     def workload_count(self, platform: Platform) -> int:
         return platform.workloads.count()
-
-
-class DestinationForm(ScopedForm):
-    class Meta:
-        model = Destination
-        fields = ["tenant", "name", "nodes", "path"]
-
-    def clean_path(self) -> str:
-        try:
-            return sources.clean_path(self.cleaned_data["path"])
-        except DomainError as error:
-            raise forms.ValidationError(f"{error.message} {error.hint}") from error
-
-
-@admin.register(Destination)
-class DestinationAdmin(GrantedAdmin):
-    form = DestinationForm
-    empty = Empty(
-        icon="hard_drive",
-        text=gettext_lazy("There is no destination yet. A destination is the place where backups are kept, encrypted."),
-        action=gettext_lazy("Add a destination"),
-        url="admin:inventory_destination_add",
-    )
-    list_display: ClassVar = ["state", "name", "path", "fill", "reached_by", "tested", "tenant"]
-    list_display_links: ClassVar = ["name"]
-    list_filter: ClassVar = ["kind", "nodes", "tenant"]
-    list_select_related: ClassVar = ["tenant"]
-    search_fields: ClassVar = ["name", "path"]
-    fields: ClassVar = ["tenant", "name", "nodes", "path"]
-    change_form_template = "brs/destination.html"
-    add_form_template = "brs/destination_add.html"
-    verbs: ClassVar = {
-        "test": Verb(
-            label=gettext_lazy("Test"),
-            icon="network_check",
-            right=Right.OPERATE,
-            run=lambda request, destination, _data: requests.test_destination(request.user, destination),
-            question=gettext_lazy("A node looks whether it can write there, and how much room is left."),
-        )
-    }
-
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).prefetch_related("nodes")
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        used = obj is not None and obj.repositories.exclude(state=RepositoryState.NEW).exists()
-        # The folder of a repository that holds backups cannot be renamed here: they would not be found.
-        return [*super().get_readonly_fields(request, obj), *(["path"] if used else [])]
-
-    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> forms.Field | None:
-        field = super().formfield_for_manytomany(db_field, request, **kwargs)
-        if field is not None:
-            field.widget = UnfoldAdminCheckboxSelectMultipleWidget(choices=field.choices)
-            field.help_text = _("The nodes on which this folder exists.")
-        return field
-
-    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> forms.Field | None:
-        field = super().formfield_for_dbfield(db_field, request, **kwargs)
-        if db_field.name == "nodes" and hasattr(field.widget, "widget"):
-            field.widget = field.widget.widget  # nodes are enrolled, not added from here
-        return field
-
-    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
-        nodes = access.visible(request.user, Node).exclude(enrolled_at=None)
-        roots = {str(node.pk): (node.roots or {}).get("repositories", []) for node in nodes}
-        extra = {"roots": roots, "nodes": nodes, **(extra_context or {})}
-        return super().add_view(request, form_url, extra)
-
-    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        first_run.home(request.user)
-        nodes = list(access.visible(request.user, Node).exclude(enrolled_at=None)[:2])
-        if len(nodes) != 1:
-            return {}
-        folders = (nodes[0].roots or {}).get("repositories") or [""]
-        return {"nodes": [nodes[0].pk], "path": folders[0], "name": _("Backups on %s") % nodes[0].name}
-
-    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
-        self.message_user(request, _("The destination “%s” was added.") % obj)
-        try:
-            requests.test_destination(request.user, obj)  # so that its room is known from the start
-        except DomainError as error:
-            self.message_user(request, f"{error.message} {error.hint}", "warning")
-        guided = any(not step.done for step in first_run.steps(request.user))
-        return HttpResponseRedirect(reverse("admin:index") if guided else address(obj))
-
-    def page_context(self, request: HttpRequest, obj: Destination) -> dict[str, Any]:
-        mine = access.visible(request.user, Repository).filter(destination=obj).select_related("tenant")
-        return {
-            "fill": figures.fill(obj, request.user, timezone.now()),
-            "repositories": mine,
-            "jobs": access.visible(request.user, Job).filter(destination=obj).order_by("-created_at")[:RECENT],
-            "subtitle": obj.path,
-            "state": destination_state(obj),
-        }
-
-    @display(description=gettext_lazy("state"))
-    def state(self, destination: Destination) -> SafeString:
-        return look.badge(destination_state(destination))
-
-    @display(description=gettext_lazy("filled"))
-    def fill(self, destination: Destination) -> SafeString:
-        if not destination.total_bytes:
-            return format_html('<span class="brs-faint">{}</span>', _("not known yet"))
-        used = destination.total_bytes - destination.free_bytes
-        words = _("%(free)s free of %(total)s") % {
-            "free": look.size_text(destination.free_bytes),
-            "total": look.size_text(destination.total_bytes),
-        }
-        share = look.percent(used, destination.total_bytes)
-        tone = "bad" if share >= 95 else "warn" if share >= 85 else "run"
-        return format_html("{}<small>{}</small>", look.bar(used, destination.total_bytes, tone, words), words)
-
-    @display(description=gettext_lazy("reached by"))
-    def reached_by(self, destination: Destination) -> str:
-        mine = set(access.visible(self.request.user, Node).values_list("pk", flat=True))
-        return ", ".join(node.name for node in destination.nodes.all() if node.pk in mine) or _("no node")
-
-    @display(description=gettext_lazy("tested"), ordering="tested_at")
-    def tested(self, destination: Destination) -> SafeString:
-        return look.ago(destination.tested_at)
-
-
-def destination_state(destination: Destination) -> str:
-    if destination.problem:
-        return "problem"
-    if destination.total_bytes and look.percent(destination.free_bytes, destination.total_bytes) < 5:
-        return "full"
-    return "fine" if destination.tested_at or destination.total_bytes else "untested"
 
 
 def _kit(request: HttpRequest, repository: Repository, _data: dict[str, Any]) -> HttpResponse:

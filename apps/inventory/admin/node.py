@@ -144,6 +144,7 @@ class NodeAdmin(GrantedAdmin):
         tasks = access.visible(request.user, Task).filter(node=obj).select_related("job")
         roots = obj.roots or {}
         words = {"read": _("May read"), "write": _("May write to"), "repositories": _("May keep repositories in")}
+        words["stores"] = _("May use the stores")
         return {
             "state": presence.state(obj, now),
             "clock_off": presence.clock_is_off(obj),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
@@ -13,10 +13,10 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.iam.api_fields import NoBody, ScopedSerializer, StrictSerializer
+from apps.iam.api_fields import NoBody, PlainObjectField, ScopedSerializer, StrictSerializer
 from apps.iam.api_scope import ReadScopedViewSet, WriteScopedViewSet
-from apps.inventory import repositories, sources
-from apps.inventory.models import Destination, Platform, Repository
+from apps.inventory import repositories, stores
+from apps.inventory.models import Destination, DestinationKind, Platform, Repository
 from apps.jobs import requests
 from apps.jobs.api_job import long_work, start
 
@@ -50,6 +50,16 @@ class PlatformViewSet(WriteScopedViewSet):
 
 
 class DestinationSerializer(ScopedSerializer):
+    path = serializers.CharField(
+        max_length=1000, help_text="A folder on the nodes, or the address as restic writes it, without the kind."
+    )
+    options = PlainObjectField(required=False, help_text="Settings of the store that are no secret.")
+    secrets = PlainObjectField(
+        required=False,
+        write_only=True,
+        help_text="Credentials: sealed, never answered. Those named are replaced; an empty text takes one away.",
+    )
+
     class Meta:
         model = Destination
         fields = (
@@ -58,6 +68,9 @@ class DestinationSerializer(ScopedSerializer):
             "kind",
             "name",
             "path",
+            "options",
+            "secrets",
+            "secret_names",
             "nodes",
             "total_bytes",
             "free_bytes",
@@ -65,10 +78,37 @@ class DestinationSerializer(ScopedSerializer):
             "tested_at",
             "created_at",
         )
-        read_only_fields = ("total_bytes", "free_bytes", "problem", "tested_at", "created_at")
+        read_only_fields = ("secret_names", "total_bytes", "free_bytes", "problem", "tested_at", "created_at")
 
-    def validate_path(self, path: str) -> str:
-        return sources.clean_path(path, "path")
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        attrs = super().validate(attrs)
+        kind = attrs.get("kind") or getattr(self.instance, "kind", DestinationKind.LOCAL)
+        if "path" in attrs:
+            attrs["path"] = stores.clean_address(kind, attrs["path"])
+        if "options" in attrs or self.instance is None:
+            attrs["options"] = stores.clean_options(kind, attrs.get("options", {}))
+        if "secrets" in attrs:
+            attrs["secrets"] = stores.clean_secrets(kind, attrs["secrets"])
+        if self.instance is not None:
+            stores.refuse_move(self.instance, attrs.get("path", self.instance.path))
+        return attrs
+
+    def create(self, validated_data: dict[str, Any]) -> Destination:
+        secrets = validated_data.pop("secrets", {})
+        made: Destination = super().create(validated_data)
+        return self._sealed(made, secrets)
+
+    def update(self, instance: Destination, validated_data: dict[str, Any]) -> Destination:
+        secrets = validated_data.pop("secrets", {})
+        changed: Destination = super().update(instance, validated_data)
+        return self._sealed(changed, secrets)
+
+    @staticmethod
+    def _sealed(destination: Destination, secrets: dict[str, str]) -> Destination:
+        if secrets:
+            stores.set_secrets(destination, secrets)
+            destination.save(update_fields=["sealed", "secret_names"])
+        return destination
 
 
 class DestinationViewSet(WriteScopedViewSet):
@@ -95,7 +135,7 @@ class DestinationViewSet(WriteScopedViewSet):
 
 
 class RepositorySerializer(ScopedSerializer):
-    url = serializers.CharField(read_only=True, help_text="The folder, as the destination's nodes see it.")
+    url = serializers.CharField(read_only=True, help_text="Its address, as restic writes it.")
 
     class Meta:
         model = Repository

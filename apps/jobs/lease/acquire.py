@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from apps.catalog import ingest
 from apps.errors import DomainError, LeaseLost
-from apps.inventory import presence, repositories
+from apps.inventory import presence, repositories, stores
 from apps.inventory.models import Node
 from apps.jobs import placement
 from apps.jobs.faults import Fault
@@ -225,12 +225,14 @@ def _spec(task: Task) -> Any:
     if task.repository is not None:
         access = repositories.access(task.repository)
         if task.kind == TaskKind.PROBE:
-            told |= {"repository_url": access.url, "password": access.password}
+            told |= {"repository_url": access.url, "options": access.options, "password": access.password}
         elif task.kind not in NO_REPOSITORY_FIELD:
             told["repository"] = access
         if task.kind in WITH_PARENT and not task.spec.get("full"):
             # Chosen now, not when the job was made: what was newest then may have expired since.
             told["parent"] = ingest.parent_of(task.job.workload_id, task.repository)
+    elif task.kind == TaskKind.PROBE and task.job.destination is not None:
+        told["options"] = stores.told(task.job.destination)
     return SPEC.validate_python(told)
 
 

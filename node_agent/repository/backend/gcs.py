@@ -4,7 +4,8 @@ Crash model: see :mod:`.object_store`. Google limits changes of one object's nam
 no repository comes near: names are written once.
 
 Credentials: the key file that GOOGLE_APPLICATION_CREDENTIALS names (option ``credentials-file``), or an access
-token in GOOGLE_ACCESS_TOKEN, or the machine's service account at Google.
+token in GOOGLE_ACCESS_TOKEN, or the key file's content in option ``service-account-key``, or the machine's
+service account at Google.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ def open_gcs(address: str, settings: Settings) -> ObjectStoreBackend:
     config: dict[str, Any] = {}
     endpoint = settings.text("endpoint")
     token = settings.text("access-token", "GOOGLE_ACCESS_TOKEN")
+    account = settings.text("service-account-key")
     file = settings.text("credentials-file", "GOOGLE_APPLICATION_CREDENTIALS")
     if endpoint:
         config["base_url"] = endpoint
     if token:
         config["credential_provider"] = lambda: {"token": token, "expires_at": None}
+    elif account:
+        config["service_account_key"] = account
     elif file:
         config["application_credentials"] = file
     try:

@@ -52,10 +52,10 @@ class Settings:
         return given in ("yes", "true", "1")
 
     def content(self, name: str, *variables: str) -> str | None:
-        """The text of the file that the option names."""
+        """The text of the file that the option names; a certificate may also stand there itself."""
         given = self.text(name, *variables)
-        if given is None:
-            return None
+        if given is None or given.startswith("-----BEGIN"):
+            return given
         try:
             return Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -5,8 +5,9 @@ user's home; two: absolute), as restic's. The host key must be known: pinned by 
 line ``ssh-ed25519 AAAA…`` or a fingerprint ``SHA256:…``), or listed in the known hosts. Nobody is asked, and
 an unknown key is never taken on trust.
 
-Credentials: option ``key-file`` (BRS_SFTP_KEY_FILE; passphrase: BRS_SFTP_KEY_PASSPHRASE), or ``password``
-(BRS_SFTP_PASSWORD), else the agent and the usual keys in ``~/.ssh``.
+Credentials: option ``private-key`` (the key itself), or ``key-file`` (BRS_SFTP_KEY_FILE; passphrase of both:
+``key-passphrase``, BRS_SFTP_KEY_PASSPHRASE), or ``password`` (BRS_SFTP_PASSWORD), else the agent and the usual keys
+in ``~/.ssh``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import logging
 import posixpath
 from dataclasses import dataclass, field
@@ -44,6 +46,7 @@ class Login:
     known_hosts: tuple[str, ...]
     key_file: str | None
     timeout_s: int
+    private_key: str | None = field(repr=False)
     passphrase: str | None = field(repr=False)
     password: str | None = field(repr=False)
 
@@ -84,13 +87,15 @@ class Login:
         return self.host if self.port == 22 else f"[{self.host}]:{self.port}"
 
     def _log_in(self, client: paramiko.SSHClient) -> None:
-        named = self.key_file is not None or self.password is not None
+        key = _private_key(self.private_key, self.passphrase) if self.private_key else None
+        named = key is not None or self.key_file is not None or self.password is not None
         try:
             client.connect(
                 self.host,
                 self.port,
                 self.user,
                 self.password,
+                key,
                 key_filename=self.key_file,
                 passphrase=self.passphrase,
                 timeout=_CONNECT_S,
@@ -170,6 +175,20 @@ def _parse_key(line: str) -> paramiko.PKey:
         ) from error
 
 
+def _private_key(text: str, passphrase: str | None) -> paramiko.PKey:
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        try:
+            return kind.from_private_key(io.StringIO(text.strip() + "\n"), passphrase)
+        except paramiko.PasswordRequiredException as error:
+            raise ConfigError("The private key is locked.", hint="Give its passphrase, too.") from error
+        except (paramiko.SSHException, ValueError):
+            continue
+    raise ConfigError(
+        "The private key is not understood.",
+        hint="Give the whole file of an Ed25519, ECDSA or RSA key, and its passphrase if it has one.",
+    )
+
+
 def login_of(address: str, settings: Settings) -> Login:
     """``address`` is what follows ``sftp:``."""
     user, host, port, path = _parse_url(address) if address.startswith("//") else _parse_short(address)
@@ -183,6 +202,7 @@ def login_of(address: str, settings: Settings) -> Login:
         host_key=settings.text("host-key", "BRS_SFTP_HOST_KEY"),
         known_hosts=("/etc/ssh/ssh_known_hosts", known),
         key_file=settings.text("key-file", "BRS_SFTP_KEY_FILE"),
+        private_key=settings.text("private-key"),
         passphrase=settings.text("key-passphrase", "BRS_SFTP_KEY_PASSPHRASE"),
         password=settings.text("password", "BRS_SFTP_PASSWORD"),
         timeout_s=settings.number("timeout", 60, least=1),
