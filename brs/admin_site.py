@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.apps import apps
@@ -32,7 +32,12 @@ SEARCHED = ("inventory.workload", "jobs.job", "inventory.node", "inventory.desti
 
 
 class LoginForm(AuthenticationForm):
-    """Django's admin form lets only staff in; here a tenant's member may enter."""
+    """Django's admin form lets only staff in, and says so; here a tenant's member may enter."""
+
+    error_messages: ClassVar = {
+        **AuthenticationForm.error_messages,
+        "invalid_login": _("The user name or the password is wrong. Both tell capital letters from small ones."),
+    }
 
     def confirm_login_allowed(self, user: Any) -> None:
         if not user.is_active:
@@ -48,6 +53,7 @@ def may_enter(user: Any) -> bool:
 class BrsAdminSite(UnfoldAdminSite):
     login_form: type[forms.Form] = LoginForm
     index_title = _("Overview")
+    site_url = None  # there is no other site to return to
     enable_nav_sidebar = True
 
     def has_permission(self, request: HttpRequest) -> bool:

@@ -43,6 +43,14 @@ def test_after_ten_failures_even_the_right_password_has_to_wait(people: World) -
     assert attempt("owner", PASSWORD)[0]
 
 
+def test_a_wrong_password_is_called_so_and_nobody_is_asked_to_be_staff(people: World) -> None:
+    inside, page = attempt("owner", "wrong")
+    assert not inside
+    assert "The user name or the password is wrong." in page
+    assert "staff" not in page
+    assert "Return to site" not in page
+
+
 def test_one_address_cannot_try_many_names(people: World) -> None:
     for number in range(login.TRIES_OF_ADDRESS):
         attempt(f"name-{number}", "wrong")
