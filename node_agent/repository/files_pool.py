@@ -21,9 +21,10 @@ from types import TracebackType
 
 from node_agent.errors import WorkerDied
 from node_agent.progress import Progress
-from node_agent.repository.files_process import Process, usable_processors
+from node_agent.repository.files_process import Process
 from node_agent.repository.files_small import Outcome, Owner, SmallReader, Work
 from node_agent.repository.repository import BlobKind, BlobWriter
+from node_agent.repository.writer import usable_processors
 
 ENOUGH_FILES = 3000
 MAX_PROCESSES = 4  # the walk cannot feed more, and each has its interpreter in memory

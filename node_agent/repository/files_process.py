@@ -127,7 +127,3 @@ class Process:
             return WorkerDied(f"Worker process {self.pid} closed its channel.")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return WorkerDied(f"Worker process {self.pid} {how} before its work was done.")
-
-
-def usable_processors() -> int:
-    return len(os.sched_getaffinity(0))

@@ -242,7 +242,7 @@ class Repository:
         return BlobReader(self.files, self.index).load_many(kind, ids)
 
     def writer(
-        self, progress: Progress, *, compression: str = "auto", workers: int = 2, verify_write: bool = False
+        self, progress: Progress, *, compression: str = "auto", workers: int | None = None, verify_write: bool = False
     ) -> BlobWriter:
         """A context manager; see :class:`BlobWriter`. Raises at once if nothing may be written."""
         self.guard()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BYTES_IN_FLIGHT = 64 << 20
-_PACKS_IN_FLIGHT = 3
+BYTES_IN_FLIGHT = 32 << 20
+_PACKS_IN_FLIGHT = 2
+_MAX_WORKERS = 8  # what the one uploading thread can still hash and send
 _SMALL = 64 << 10  # blobs up to this size are stored in batches: a thread's handling costs more than their hashing
 _BATCH_BLOBS = 128
 _BATCH_BYTES = 1 << 20
@@ -82,6 +84,10 @@ class _InBatch:
         return self.batch.saved.result()[self.number]
 
 
+def usable_processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 class _ByteBudget:
     """Counts bytes in flight; blocks at the limit. One piece larger than the limit may pass alone."""
 
@@ -119,10 +125,13 @@ class BlobWriter:
         progress: Progress,
         *,
         compression: str = "auto",
-        workers: int = 2,
+        workers: int | None = None,
         verify_write: bool = False,
     ) -> None:
-        """``guard`` is called before each write to the store and raises when the lock was lost."""
+        """``guard`` is called before each write to the store and raises when the lock was lost.
+
+        ``workers``: threads that hash, compress and seal; by default one for each processor, two to eight.
+        """
         self.new_bytes = 0
         self.stored_bytes = 0
         self.new_blobs = 0
@@ -141,7 +150,9 @@ class BlobWriter:
         self._index_due = time.monotonic() + MAX_AGE_S
         self._pack_slots = threading.Semaphore(_PACKS_IN_FLIGHT)
         self._error: BaseException | None = None
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="store")
+        self._workers = ThreadPoolExecutor(
+            workers or max(2, min(_MAX_WORKERS, usable_processors())), thread_name_prefix="store"
+        )
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
 
     def __enter__(self) -> BlobWriter:
