@@ -53,7 +53,6 @@ def may_enter(user: Any) -> bool:
 class BrsAdminSite(UnfoldAdminSite):
     login_form: type[forms.Form] = LoginForm
     index_title = _("Overview")
-    site_url = None  # there is no other site to return to
     enable_nav_sidebar = True
 
     def has_permission(self, request: HttpRequest) -> bool:

@@ -265,6 +265,7 @@ UNFOLD = {
     "SITE_HEADER": "BRS",
     "SITE_SUBHEADER": _("Backup & Recovery"),
     "SITE_SYMBOL": "shield",
+    "SITE_URL": None,  # there is no other site to return to
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,
