@@ -69,7 +69,7 @@ def backup_files(
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
         snapshot_id = publish(repo, lock, tree_id, (), facts, issues)
         if cache is not None:
-            cache.commit(epoch)
+            cache.commit(epoch, repo.index.file_names())
         stats = walk.stats
         return BackupResult(
             snapshot_id=snapshot_id,
@@ -94,7 +94,7 @@ def _folder_cache(repo: Repository) -> Iterator[FolderCache | None]:
     if path is None:
         yield None
         return
-    cache = FolderCache(path, repo.binding, repo.index.epoch)
+    cache = FolderCache(path, repo.binding, repo.index.epoch, repo.index.file_names())
     try:
         yield cache
     finally:

@@ -5,8 +5,10 @@ A row says: the tree with this id was made of a folder whose entries had the sta
 (:attr:`node_agent.repository.index.Index.epoch`). So a folder of the parent snapshot that still has that digest has
 that tree, without the tree, its files or its attributes being read. Its folders are looked at for themselves.
 
-Rows are kept only once the snapshot that holds them was written. The database is a cache and nothing else: bound to the
-repository, thrown away when it is damaged, and a run goes on without it.
+Rows are kept only once the snapshot that holds them was written. The epoch alone would trust the index's own database,
+which may be an older one than this (after a power cut, or brought back from somewhere): so the index files that rows
+rest on are kept here too, and if one of them is not listed any more, all rows go. The database is a cache and nothing
+else: bound to the repository, thrown away when it is damaged, and a run goes on without it.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _WAIT_S = 60.0
 _KEEP_DAYS = 60  # rows that no run met for so long belong to forgotten snapshots
 _TOUCH_DAYS = 7
 _SCHEMA = """
-CREATE TABLE meta (binding TEXT NOT NULL);
+CREATE TABLE meta (binding TEXT NOT NULL, files TEXT NOT NULL);
 CREATE TABLE folders (
     tree BLOB PRIMARY KEY, digest BLOB NOT NULL, epoch TEXT NOT NULL, subtrees BLOB NOT NULL, day INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -45,12 +47,15 @@ class CachedFolder:
 class FolderCache:
     """For one run and one thread. Never raises what is the database's fault: it then knows nothing."""
 
-    def __init__(self, path: Path, binding: str, epoch: str) -> None:
+    def __init__(self, path: Path, binding: str, epoch: str, files: Collection[str] = ()) -> None:
+        """``files`` are the index files that the store lists now."""
         self._epoch = epoch
         self._day = int(time.time() // 86400)
         self._db: sqlite3.Connection | None = None
         try:
             self._db = _open(path, binding)
+            if not _files(self._db) <= set(files):
+                self._db.executescript("BEGIN; DELETE FROM folders; UPDATE meta SET files = ''; COMMIT")
         except (sqlite3.Error, OSError) as error:
             logger.warning("the cache of folders %s cannot be used: %s", path, error)
 
@@ -92,8 +97,8 @@ class FolderCache:
         except sqlite3.Error as error:
             self._give_up(error)
 
-    def commit(self, epoch: str) -> None:
-        """After the snapshot was written, with the index's epoch as it was proven then."""
+    def commit(self, epoch: str, files: Collection[str] = ()) -> None:
+        """After the snapshot was written, with the index's epoch as it was proven then, and its files."""
         if self._db is None:
             return
         try:
@@ -101,6 +106,8 @@ class FolderCache:
             self._db.execute(
                 "INSERT OR REPLACE INTO folders SELECT tree, digest, ?, subtrees, day FROM temp.fresh", (epoch,)
             )
+            # Together with what others rest on: another process may have kept rows of its own meanwhile.
+            self._db.execute("UPDATE meta SET files = ?", (" ".join(sorted(_files(self._db) | set(files))),))
             self._db.execute("DELETE FROM folders WHERE day < ?", (self._day - _KEEP_DAYS,))
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -114,6 +121,10 @@ class FolderCache:
     def _give_up(self, error: sqlite3.Error) -> None:
         logger.warning("the cache of folders is not used any more: %s", error)
         self.close()
+
+
+def _files(db: sqlite3.Connection) -> set[str]:
+    return set(str(db.execute("SELECT files FROM meta").fetchone()[0]).split())
 
 
 def _open(path: Path, binding: str) -> sqlite3.Connection:
@@ -142,7 +153,7 @@ def _connect(path: Path, binding: str) -> sqlite3.Connection:
         if version == 0:
             for statement in _SCHEMA.strip().split(";"):
                 db.execute(statement)
-            db.execute("INSERT INTO meta VALUES (?)", (binding,))
+            db.execute("INSERT INTO meta VALUES (?, '')", (binding,))
             db.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION or db.execute("SELECT binding FROM meta").fetchone() != (binding,):
             raise _Stale

@@ -165,7 +165,10 @@ class Index:
                 self._db.execute(
                     "INSERT OR REPLACE INTO proven SELECT ?, epoch, ? FROM meta WHERE epoch = ?", (tree, value, epoch)
                 )
-        except sqlite3.Error as error:  # the snapshot stands; without the note the next run proves everything itself
+        except (
+            sqlite3.Error,
+            ConfigError,
+        ) as error:  # the snapshot stands; without the note the next run proves everything itself
             logger.warning("what was proven could not be noted in %s: %s", self._cache, error)
 
     def packs(self) -> Iterator[tuple[str, list[PackedBlob]]]:
