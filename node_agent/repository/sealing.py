@@ -13,6 +13,7 @@ from node_agent.repository.crypto import Key
 from node_agent.repository.pack import BlobKind, PackedBlob, open_blob
 
 _TREE_LEVEL = 3
+_QUICK = 1  # what this makes no smaller, a slow level is not asked for: at "max" it would take 150 ms for each MiB
 SAMPLE = 4  # of 256: this share of data blobs is opened again after sealing
 EVERYTHING = 256
 
@@ -46,7 +47,7 @@ class Sealer:
         """What to seal, and the uncompressed length to note (0: stored as it is)."""
         if kind is BlobKind.TREE:
             return compress(data, _TREE_LEVEL), len(data)  # always, else stock prune repacks it for ever
-        if self._level is not None:
+        if self._level is not None and (self._level <= _QUICK or len(compress(data, _QUICK)) < len(data)):
             smaller = compress(data, self._level)
             if len(smaller) < len(data):
                 return smaller, len(data)

@@ -18,7 +18,7 @@ from node_agent.repository import writer as writer_module
 from node_agent.repository.backend import Kind
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.compression import compress
-from node_agent.repository.crypto import Key
+from node_agent.repository.crypto import OVERHEAD, Key
 from node_agent.repository.pack import BlobKind, read_header
 from node_agent.repository.tree import encode_tree, walk
 from tests.repository.core_world import make_snapshot, new_repo, open_repo, restic, store, stored
@@ -72,6 +72,25 @@ def test_trees_are_always_compressed_and_data_only_when_it_helps(tmp_path: Path)
         for kind, saved in ((BlobKind.DATA, plain), (BlobKind.DATA, packed), (BlobKind.TREE, tree))
     }
     assert raw == {plain.id: 0, packed.id: 5000, tree.id: len(encode_tree([]))}
+
+
+@pytest.mark.parametrize("name", ["fastest", "auto", "better", "max"])
+def test_each_level_packs_what_gets_smaller_and_passes_over_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    slow: list[int] = []
+
+    def note(data: bytes, level: int) -> bytes:
+        slow.append(level) if level > 3 else None
+        return compress(data, level)
+
+    monkeypatch.setattr("node_agent.repository.sealing.compress", note)
+    repo = new_repo(tmp_path / "repo")
+    with repo.lock(), repo.writer(Progress(), compression=name) as writer:
+        text, noise = writer.save(BlobKind.DATA, b"words " * 50_000), writer.save(BlobKind.DATA, os.urandom(300_000))
+    assert text.stored_bytes < 5000
+    assert noise.stored_bytes == 300_000 + OVERHEAD
+    assert len(slow) == (name in ("better", "max"))
 
 
 def test_compression_can_be_off_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
