@@ -58,17 +58,16 @@ def _backup_image(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--disk-id", metavar="ID", help="which disk this is, for the base of the change list")
     parser.add_argument(
-        "--sample",
-        type=_count,
-        metavar="N",
-        help="compare N blocks that are said to be unchanged, and the disk's metadata"
-        " (default: 64, or one in a thousand; 0: none of these)",
+        "--compare",
+        action="store_true",
+        help="compare what is said to be unchanged as nodes do: 64 blocks or one in a thousand,"
+        " the disk's metadata, and each block once in 28 days (default: none is read)",
     )
     parser.add_argument(
-        "--compare-days",
-        type=_count,
-        metavar="N",
-        help="compare every unchanged block once in N days (default: 28; 0: never)",
+        "--sample", type=_count, metavar="N", help="compare N blocks at random and the disk's metadata (0: none)"
+    )
+    parser.add_argument(
+        "--compare-days", type=_count, metavar="N", help="compare each block once in N days (0: none for that)"
     )
     _add_backup_options(parser)
 

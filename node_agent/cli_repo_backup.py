@@ -33,7 +33,6 @@ from node_agent.progress import Progress
 from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
 from node_agent.repository.image import Comparison, ImageBackup, backup_images
-from node_agent.repository.image_compare import CYCLE_DAYS
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import find_snapshot
@@ -113,6 +112,8 @@ def backup_image(args: argparse.Namespace) -> int:
                 issues=issues,
                 time=datetime.now(UTC),
                 compare=_comparison(args),
+                # Who names both the disk and the snapshot says that they are one, as with snapshots of a volume.
+                moved=bool(args.name and args.parent),
                 compression=args.compression,
             )
 
@@ -120,8 +121,11 @@ def backup_image(args: argparse.Namespace) -> int:
 
 
 def _comparison(args: argparse.Namespace) -> Comparison:
-    cycle_days = CYCLE_DAYS if args.compare_days is None else args.compare_days
-    return Comparison(args.sample, cycle_days, metadata=args.sample != 0)
+    """Only what was asked for: whoever gives a change list by hand means that nothing else is to be read."""
+    usual = Comparison() if args.compare else Comparison.none()
+    sample = usual.sample if args.sample is None else args.sample
+    cycle_days = usual.cycle_days if args.compare_days is None else args.compare_days
+    return Comparison(sample, cycle_days, metadata=sample != 0)
 
 
 def read_changes(path: Path, image_size: int) -> tuple[list[Extent], TrackingBase | None]:

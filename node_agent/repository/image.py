@@ -86,18 +86,20 @@ def backup_images(
     issues: Issues,
     time: datetime,
     compare: Comparison = Comparison(),  # noqa: B008 - frozen
+    moved: bool = False,
     compression: str = "auto",
 ) -> BackupResult:
     """Store the disks of one machine as one snapshot.
 
     ``metadata`` are small files stored beside ``disks`` (``vm.json``). What ``compare`` chooses of the blocks that are
     said to be unchanged is compared with the parent; a difference is logged and noted, and everything is read.
+    ``moved``: the parent may be of other paths (a disk that the user names, found elsewhere now).
     Raises SourceError for names that cannot be stored and for extents outside of the image.
     """
     names = [_file_name(image.name) for image in images]
     if not images or len(set(names)) != len(names):
         raise SourceError("The disks of a snapshot must have different names, and there must be one at least.")
-    before = Parent.find(repo, parent, host, paths, progress)
+    before = Parent.find(repo, parent, host, None if moved else paths, progress)
     epoch = repo.index.epoch
     progress.set(total_bytes=sum(image.source.size for image in images), total_files=len(images))
     with repo.writer(progress, compression=compression) as writer:

@@ -40,7 +40,9 @@ class Parent:
         return not self.why
 
     @classmethod
-    def find(cls, repo: Repository, wanted: str | None, host: str, paths: Sequence[str], progress: Progress) -> Parent:
+    def find(
+        cls, repo: Repository, wanted: str | None, host: str, paths: Sequence[str] | None, progress: Progress
+    ) -> Parent:
         if wanted is None:
             return cls()
         try:
@@ -88,7 +90,8 @@ def _short(value: object) -> str:
     return text[:8] if len(text) == 64 else text[:100]
 
 
-def _other_machine(snapshot: Snapshot, host: str, paths: Sequence[str]) -> str:
+def _other_machine(snapshot: Snapshot, host: str, paths: Sequence[str] | None) -> str:
+    paths = snapshot.paths if paths is None else paths
     if snapshot.hostname == host and set(snapshot.paths) == set(paths):
         return ""
     theirs = f"{snapshot.hostname} ({', '.join(snapshot.paths)})"

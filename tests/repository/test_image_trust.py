@@ -362,3 +362,15 @@ def test_an_explicit_parent_of_another_image_is_not_believed(cli: Cli, tmp_path:
     assert b"everything is read, because the parent snapshot" in cli.run("backup-image", str(mine), *arguments).stderr
     cli.run("restore", "latest", "--target", str(tmp_path / "out"))
     assert (tmp_path / "out" / "disks" / "disk.raw").read_bytes() == mine.read_bytes()
+
+
+def test_a_disk_that_is_named_with_its_parent_may_be_found_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    before, after = tmp_path / "snapshot-1.raw", tmp_path / "snapshot-2.raw"
+    before.write_bytes(random.Random(1).randbytes(5 * MIB))
+    after.write_bytes(random.Random(2).randbytes(5 * MIB))  # all is different, but nothing is said to be
+    first = cli.json("backup-image", str(before), "--name", "sda")
+    (tmp_path / "e.json").write_text("[]")
+    changes = ["--changed-extents", str(tmp_path / "e.json"), "--parent", first["snapshot_id"]]
+    assert cli.json("backup-image", str(after), "--name", "sda", *changes)["total_bytes_read"] == 0
+    told = cli.run("backup-image", str(after), *changes)
+    assert b"everything is read" in told.stderr
