@@ -18,7 +18,7 @@ from apps import display
 from apps.catalog import browse
 from apps.catalog.models import PointCopy, Protection, RestorePoint
 from apps.iam.models import AuditEvent, Membership, Tenant, User
-from apps.inventory.models import EnrolmentCode, Node, Repository, Workload
+from apps.inventory.models import EnrolmentCode, Node, Platform, Repository, Workload
 from apps.jobs.models import Job, JobKind, LogLine, RestoreDraft, State, Task
 from apps.reports import alerts, figures, first_run, timeline
 from node_agent.protocol import Directory, Entry
@@ -387,6 +387,13 @@ def test_a_repository_that_nothing_measured_yet_is_not_said_to_be_empty(client, 
     Repository.objects.filter(pk=alpha.repository.pk).update(stored_bytes=3 << 20)
     alpha.repository.refresh_from_db()
     assert figures.stored_in(alpha.repository) == 3 << 20
+
+
+def test_a_platforms_page_shows_what_is_protected_on_it_and_whether_its_node_is_there(client, world):
+    text = client.get(page(Platform, "change", world.alpha.workload.platform_id)).content.decode()
+    assert page(Workload, "change", world.alpha.workload.pk) in text
+    assert page(Node, "change", world.alpha.workload.platform.node_id) in text
+    assert world.beta.workload.name not in text
 
 
 def test_the_last_hours_show_each_outcome_in_its_share():

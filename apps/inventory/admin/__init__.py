@@ -8,6 +8,7 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
@@ -23,14 +24,15 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
-from apps.inventory import repositories
+from apps.inventory import presence, repositories
 from apps.inventory.admin import destination, node, workload
-from apps.inventory.models import Platform, Repository, RepositoryState
+from apps.inventory.models import Platform, Repository, RepositoryState, Workload
 from apps.jobs import requests
-from apps.jobs.models import Job
+from apps.jobs.models import Job, JobKind
 from apps.reports import figures
 
 RECENT = 8
+COVERED = 50
 
 __all__ = ["destination", "node", "workload"]  # these register their pages
 
@@ -50,7 +52,8 @@ class PlatformAdmin(GrantedAdmin):
     list_select_related: ClassVar = ["node", "tenant"]
     search_fields: ClassVar = ["name", "node__name"]
     fields: ClassVar = ["tenant", "name", "kind", "node"]
-    change_form_template = "brs/object_page.html"
+    change_form_template = "brs/platform.html"
+    add_form_template = "admin/change_form.html"
     verbs: ClassVar = {
         "test": Verb(
             label=gettext_lazy("Test the connection"),
@@ -63,6 +66,17 @@ class PlatformAdmin(GrantedAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         return [*super().get_readonly_fields(request, obj), *(["kind", "node"] if obj else [])]
+
+    def page_context(self, request: HttpRequest, obj: Platform) -> dict[str, Any]:
+        covered = access.visible(request.user, Workload).filter(platform=obj).select_related("protection")
+        tests = access.visible(request.user, Job).filter(platform=obj, kind=JobKind.PROBE)
+        return {
+            "node_state": presence.state(obj.node, timezone.now()),
+            "workloads": covered.order_by("name")[:COVERED],
+            "workload_total": covered.count(),
+            "jobs": tests.order_by("-created_at")[:RECENT],
+            "subtitle": obj.get_kind_display(),
+        }
 
     @display(description=gettext_lazy("workloads"))
     def workload_count(self, platform: Platform) -> int:
