@@ -32,7 +32,8 @@ from node_agent.items import Extent, Issue, Issues, TrackingBase, printable
 from node_agent.progress import Progress
 from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
-from node_agent.repository.image import Ahead, Comparison, ImageBackup, backup_images
+from node_agent.repository.image import Comparison, ImageBackup, backup_images
+from node_agent.repository.immutable import NOT_IMMUTABLE
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import find_snapshot
@@ -95,8 +96,6 @@ def backup_image(args: argparse.Namespace) -> int:
                 hint="Give --parent with the snapshot at whose instant the change tracking began.",
             )
 
-        ahead = Ahead(source, changed, args.compression) if changed is not None else None
-
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
             paths = [str(path)]
             if source.damage:
@@ -105,7 +104,7 @@ def backup_image(args: argparse.Namespace) -> int:
             return backup_images(
                 repo,
                 lock,
-                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "", ahead)],
+                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "")],
                 host=host,
                 paths=paths,
                 tags=split_tags(args.tag),
@@ -119,11 +118,7 @@ def backup_image(args: argparse.Namespace) -> int:
                 compression=args.compression,
             )
 
-        try:
-            return _run(args, run, args.disk_id or "")
-        finally:
-            if ahead is not None:
-                ahead.stop()  # before the image is closed
+        return _run(args, run, args.disk_id or "")
 
 
 def _comparison(args: argparse.Namespace) -> Comparison:
@@ -228,12 +223,16 @@ def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
         with repo.lock(wait_s=lock_wait_s(args)) as lock:
             repo.load_index()
             result = run(repo, lock, host, progress, issues)
+        immutable = None if repo.backend.object_lock is None else all(i.code != NOT_IMMUTABLE for i in issues.items)
     report_issues(issues, as_json=wants_json(args), during="archival")
     seconds = time.monotonic() - started
     if wants_json(args):
-        print_json(_summary(result, issues, seconds) | _tracking_base(repo, result, disk))
+        facts = _summary(result, issues, seconds) | {"immutable": immutable}
+        print_json(facts | _tracking_base(repo, result, disk))
     else:
         _tell(result, seconds)
+        if immutable is not None:
+            print("it is immutable" if immutable else "warning: it is NOT IMMUTABLE, see the note above")
     if not result.partial:
         return 0
     print(f"warning: {issues.left_out} items are not, or not whole, in the snapshot", file=sys.stderr)

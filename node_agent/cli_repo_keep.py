@@ -98,6 +98,8 @@ def forget(args: argparse.Namespace) -> int:
     with open_repository(args) as repo:
         with _lock_for_forget(repo, args):
             result = _forget(repo, policy, args)
+        for message in result.locked:
+            print(f"note: {message}", file=sys.stderr)
         if wants_json(args):
             print_json(result.to_json())
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import UTC, datetime
 
 from node_agent.cli_repo_open import chosen, reading_source, seconds
 from node_agent.cli_session import human_size, lock_wait_s, open_repository, print_json, progress_shown, wants_json
@@ -48,6 +49,9 @@ def tell_prune(result: PruneResult, *, dry_run: bool) -> None:
         f"packs kept {result.kept_packs}, {would}removed {result.removed_packs}, "
         f"rewritten {result.rewritten_packs}, without index {result.orphaned_packs}"
     )
+    if result.locked_packs:
+        when = datetime.fromtimestamp(result.locked_until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        print(f"{result.locked_packs} packs, {human_size(result.locked_bytes)}, are locked, the last until {when}")
     print(
         f"{human_size(result.freed_bytes)} {would}freed, {human_size(result.rewritten_bytes)} {would}stored anew, "
         f"{human_size(result.unused_bytes)} of waste {'would stay' if dry_run else 'stay'}"
@@ -68,6 +72,8 @@ def copy(args: argparse.Namespace) -> int:
 
 
 def _tell_copy(result: CopyResult) -> None:
+    for note in result.notes:
+        print(f"warning: {note}", file=sys.stderr)
     for source, target in result.skipped:
         print(f"snapshot {source[:8]} is there already, as {target[:8]}")
     for source, target in result.copied:

@@ -11,7 +11,7 @@ _CAT = ("config", "snapshot", "index", "pack", "blob", "tree", "key", "lock")
 
 
 def add_parsers(commands: Commands[argparse.ArgumentParser]) -> None:
-    for add in (_check, _forget, _prune, _repair, _copy, _key, _unlock, _diff, _find, _tag, _cat, _cache):
+    for add in (_check, _forget, _prune, _repair, _probe, _copy, _key, _unlock, _diff, _find, _tag, _cat, _cache):
         add(commands)
 
 
@@ -73,6 +73,18 @@ def _repair(commands: Commands[argparse.ArgumentParser]) -> None:
     snapshots.add_argument("--write", action="store_true", help="write a partial snapshot of what is left")
     snapshots.add_argument("--forget", action="store_true", help="as --write, and remove the hurt one")
     add_filters(snapshots)
+
+    undelete = command(
+        parts,
+        "undelete",
+        "cli_repo_lock:undelete",
+        "bring back what was deleted or overwritten, where objects are locked",
+    )
+    undelete.add_argument("--dry-run", "-n", action="store_true", help="only say what would be done")
+
+
+def _probe(commands: Commands[argparse.ArgumentParser]) -> None:
+    command(commands, "probe", "cli_repo_lock:probe", "prove that the store keeps what it is told to lock")
 
 
 def _copy(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -21,6 +21,8 @@
     │   ├── ObjectMissing
     │   ├── BackendFull
     │   ├── BackendReadOnly
+    │   ├── ObjectLocked        its retention is not over
+    │   ├── LockRefused         what should be locked is not
     │   └── BackendUnavailable  (retryable)
     ├── ServerError             the control plane's answer
     │   ├── ServerUnreachable   (retryable)
@@ -176,6 +178,18 @@ class BackendReadOnly(BackendError):
     code = "destination-read-only"
     default_message = "The destination cannot be written."
     default_hint = "Check the mount options and the rights of the node's user at the destination."
+
+
+class ObjectLocked(BackendError):
+    code = "object-locked"
+    default_message = "The object is locked and cannot be removed yet."
+    default_hint = "Wait for the named time: nobody can shorten it."
+
+
+class LockRefused(BackendError):
+    code = "lock-refused"
+    default_message = "The destination does not lock what is stored there."
+    default_hint = "Object Lock must be on at the bucket and the node allowed to set retention: docs/destinations.md."
 
 
 class BackendUnavailable(BackendError):

@@ -65,6 +65,11 @@ class Issues:
     left_out: int = 0
     notes: int = 0
 
+    def add_first(self, issue: Issue) -> None:
+        """One about the whole run: never dropped, however many there are."""
+        self.add(issue)
+        self.items = [issue, *(one for one in self.items if one is not issue)][: self.keep]
+
     def add(self, issue: Issue) -> None:
         if issue.severity is Severity.LEFT_OUT:
             self.left_out += 1

@@ -13,10 +13,11 @@ from typing import Any
 
 from node_agent.errors import ConfigError, DamagedError
 from node_agent.progress import Progress
+from node_agent.repository.publish import save_point
 from node_agent.repository.reachable import Reachable, batches, from_key, key_of
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import BlobKind, BlobWriter, Lock, Repository
-from node_agent.repository.snapshot import Snapshot, list_snapshots, save_snapshot
+from node_agent.repository.snapshot import Snapshot, list_snapshots
 
 _AT_ONCE = 4096
 
@@ -28,13 +29,14 @@ class CopyResult:
     new_blobs: int = 0
     new_bytes: int = 0
     stored_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         pairs = {
             name: [{"source": source, "target": target} for source, target in getattr(self, name)]
             for name in ("copied", "skipped")
         }
-        return pairs | {name: getattr(self, name) for name in ("new_blobs", "new_bytes", "stored_bytes")}
+        return pairs | {name: getattr(self, name) for name in ("new_blobs", "new_bytes", "stored_bytes", "notes")}
 
 
 def copy_snapshots(
@@ -102,7 +104,10 @@ class _Copy:
         self._prove()
         # The parent has another id over there; it is only information.
         copy = replace(snapshot, id="", parent=None, original=snapshot.original or snapshot.id)
-        return save_snapshot(self.target, self.lock, copy).id
+        saved, reason = save_point(self.target, self.lock, copy, self.progress)
+        if reason:
+            self.result.notes.append(f"snapshot {saved.short_id} is not immutable: {reason}")
+        return saved.id
 
     def _find_todo(self) -> int:
         """What the target misses of the trees just walked, noted by its place in the source; its bytes there."""

@@ -67,7 +67,7 @@ def backup_files(
         if repo.index.epoch != epoch:  # what was taken over unread may be gone
             prove_tree(repo, tree_id)
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
-        snapshot_id = publish(repo, lock, tree_id, (), facts, issues)
+        snapshot_id = publish(repo, lock, tree_id, (), facts, issues, progress=progress)
         if cache is not None:
             cache.commit(epoch, repo.index.file_names())
         stats = walk.stats

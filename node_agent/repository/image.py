@@ -18,7 +18,6 @@ from node_agent.errors import SourceError
 from node_agent.items import Extent, Issue, Issues, Severity, TrackingBase
 from node_agent.progress import Progress
 from node_agent.repository.ids import Ids
-from node_agent.repository.image_ahead import Ahead
 from node_agent.repository.image_blocks import (
     BlockList,
     ZeroCover,
@@ -37,7 +36,7 @@ from node_agent.repository.repository import BlobKind, BlobWriter, Repository
 from node_agent.repository.tree import Node, encode_tree, go_mode
 from node_agent.repository.zeros import is_zero
 
-__all__ = ["Ahead", "Comparison", "ImageBackup", "ImageSource", "backup_images"]
+__all__ = ["Comparison", "ImageBackup", "ImageSource", "backup_images"]
 
 SUFFIX = b".raw"
 
@@ -71,7 +70,6 @@ class ImageBackup:
     was_written: Callable[[], bool] | None = None
     base: TrackingBase | None = None
     identity: str = ""
-    ahead: Ahead | None = None  # it is stopped when the source is needed
 
 
 def backup_images(
@@ -115,7 +113,8 @@ def backup_images(
         fresh = (blob_id for blocks in stored for blob_id in (blocks.ids if blocks.fresh is None else blocks.fresh))
         every = (blob_id for blocks in stored for blob_id in blocks.ids)
         inherited = Inherited(epoch, every) if store.inherited else None
-        snapshot_id = publish(repo, lock, root, fresh, Facts(host, paths, tags, time, before.id), issues, inherited)
+        facts = Facts(host, paths, tags, time, before.id)
+        snapshot_id = publish(repo, lock, root, fresh, facts, issues, inherited, progress)
         repo.index.set_proven(disks, epoch, {n: blocks.block_size for n, blocks in zip(names, stored, strict=True)})
         return BackupResult(
             snapshot_id=snapshot_id,
@@ -182,8 +181,6 @@ class _Store:
     def image(self, image: ImageBackup) -> StoredImage:
         self._progress.set(current=image.name)
         old = self._old_blocks(image)
-        if image.ahead is not None:
-            image.ahead.stop()
         size = image.source.size
         block_size = block_size_for(size, old.block_size if old is not None else None)
         if old is not None and block_size != old.block_size:
@@ -271,10 +268,7 @@ class _Store:
                 self._progress.check()
                 start = number * block_size
                 length = min(block_size, size - start)
-                if image.ahead is not None and (ready := image.ahead.take(number, block_size)) is not None:
-                    builder.prepared(ready)
-                    self._count_read(length)
-                elif cover.covers(start, start + length):
+                if cover.covers(start, start + length):
                     builder.zero(length)
                 else:
                     builder.data(self._read(image.source, start, length))
@@ -286,12 +280,9 @@ class _Store:
 
     def _read(self, source: ImageSource, offset: int, length: int) -> bytes:
         data = source.read(offset, length)
-        self._count_read(length)
-        return data
-
-    def _count_read(self, length: int) -> None:
         self.read_bytes += length
         self._progress.add(read_bytes=length)
+        return data
 
     def _say(self, image: ImageBackup, why: str) -> None:
         text = f"Everything is read, because {why}."

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import TypeVar
 
 from node_agent.errors import ConfigError, DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Kind
@@ -27,6 +28,8 @@ from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SCHEMA_VERSION = 3
 _SCHEMA = """
@@ -141,6 +144,16 @@ class Index:
     def file_names(self) -> set[str]:
         with self._lock:
             return {row[0] for row in self._db.execute("SELECT name FROM files")}
+
+    def packs_of(self, files: Iterable[str]) -> set[str]:
+        """The packs that these index files name."""
+        query = "SELECT DISTINCT p.name FROM packs p JOIN files f ON f.id = p.file WHERE f.name IN"
+        found: set[str] = set()
+        for batch in _batches(files):
+            with self._lock:
+                rows = self._db.execute(f"{query} ({','.join('?' * len(batch))})", batch).fetchall()
+            found.update(row[0].hex() for row in rows)
+        return found
 
     @property
     def epoch(self) -> str:
@@ -302,7 +315,7 @@ def _location(row: tuple[bytes, int, int, int, int, bytes]) -> Location:
     return Location(pack.hex(), PackedBlob(_KINDS[kind], blob_id, offset, length, raw_length))
 
 
-def _batches(ids: Iterable[bytes], size: int = _BATCH) -> Iterator[list[bytes]]:
+def _batches(ids: Iterable[T], size: int = _BATCH) -> Iterator[list[T]]:
     iterator = iter(ids)
     while batch := list(islice(iterator, size)):
         yield batch

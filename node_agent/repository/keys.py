@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import uname, urandom
 
-from node_agent.errors import DamagedError, ObjectMissing, RepositoryError, RepositoryMissing, WrongPassword
-from node_agent.repository.backend.base import Backend, Kind
+from node_agent.errors import (
+    DamagedError,
+    ObjectLocked,
+    ObjectMissing,
+    RepositoryError,
+    RepositoryMissing,
+    WrongPassword,
+)
+from node_agent.repository.backend.base import CONFIG_NAME, Backend, Kind
 from node_agent.repository.crypto import OWN_SCRYPT, SALT_SIZE, Key, ScryptParams, Unauthenticated, key_from_password
 from node_agent.repository.identity import username
 from node_agent.repository.rfc3339 import format_ns, from_datetime
@@ -113,7 +120,14 @@ def change_password(backend: Backend, opened: OpenedKey, password: str) -> str:
     if _open(backend.get(Kind.KEY, name), password) != opened.master:
         backend.delete(Kind.KEY, name)
         raise RepositoryError("The new key did not open as it was stored; the password was not changed.")
-    backend.delete(Kind.KEY, opened.name)
+    lock_keys(backend)
+    try:
+        backend.delete(Kind.KEY, opened.name)
+    except ObjectLocked as error:
+        raise ObjectLocked(
+            f"The new password opens the repository, but so does the old one still: {error.message}",
+            hint="Remove the old key with 'key remove' when its lock is over.",
+        ) from None
     return name
 
 
@@ -146,6 +160,16 @@ def add_key(
     name = hashlib.sha256(content).hexdigest()
     backend.put(Kind.KEY, name, [content])
     return name
+
+
+def lock_keys(backend: Backend) -> None:
+    """Config and keys locked as a new object is, where objects are; backups extend that. Raises LockRefused."""
+    lock = backend.object_lock
+    if lock is None:
+        return
+    lock.lock(Kind.CONFIG, CONFIG_NAME)
+    for info in list(backend.list(Kind.KEY)):
+        lock.lock(Kind.KEY, info.name)
 
 
 def _open(content: bytes, password: str) -> Key:

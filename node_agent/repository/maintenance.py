@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from node_agent.errors import ConfigError, RepositoryError
+from node_agent.errors import ConfigError, ObjectLocked, RepositoryError
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.retention import Decision, Duration, KeepPolicy, Reason, apply_policy
@@ -16,6 +16,7 @@ from node_agent.repository.snapshot import (
     find_snapshot,
     identity_of,
     list_snapshots,
+    prove_removable,
     remove_snapshot,
     save_snapshot,
 )
@@ -63,6 +64,7 @@ class ForgetGroup:
 class ForgetResult:
     groups: list[ForgetGroup] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)  # ids that are gone now; empty after a dry run
+    locked: list[str] = field(default_factory=list)  # what stays, and until when: the store keeps it
 
     def to_json(self) -> list[dict[str, Any]]:
         return [group.to_json() for group in self.groups]
@@ -88,8 +90,7 @@ def forget(
     if not dry_run:
         for group in result.groups:
             for snapshot in group.remove:
-                remove_snapshot(repo, snapshot.id)
-                result.removed.append(snapshot.id)
+                _remove(repo, snapshot.id, result)
     return result
 
 
@@ -101,9 +102,17 @@ def forget_ids(repo: Repository, specs: Sequence[str], *, dry_run: bool = False)
     names = list(dict.fromkeys(_name_of(repo, spec) for spec in specs))
     result = ForgetResult()
     for name in [] if dry_run else names:
-        remove_snapshot(repo, name)
-        result.removed.append(name)
+        _remove(repo, name, result)
     return result
+
+
+def _remove(repo: Repository, name: str, result: ForgetResult) -> None:
+    try:
+        remove_snapshot(repo, name)
+    except ObjectLocked as error:
+        result.locked.append(error.message)
+    else:
+        result.removed.append(name)
 
 
 def _name_of(repo: Repository, spec: str) -> str:
@@ -139,6 +148,7 @@ def tag_snapshots(
         if tags == tuple(snapshot.tags):
             continue
         new = replace(snapshot, id="", tags=tags, original=snapshot.original or snapshot.id)
+        prove_removable(repo, snapshot.id)
         # A run that was killed may have written it already.
         name = there.get(identity_of(new)) or save_snapshot(repo, lock, new).id
         remove_snapshot(repo, snapshot.id)

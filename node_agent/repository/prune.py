@@ -28,6 +28,7 @@ from typing import Any
 from node_agent.errors import DamagedError, RepositoryLocked
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
+from node_agent.repository.immutable import packs_of_locked_indexes
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import PackEntry, load_index_file
 from node_agent.repository.index_rewrite import rewrite_index
@@ -64,6 +65,9 @@ class PruneResult:
     removed_bytes: int = 0  # of all three
     rewritten_bytes: int = 0  # stored anew
     unused_bytes: int = 0  # waste that stays
+    locked_packs: int = 0  # nothing in them is needed, but the store keeps them
+    locked_bytes: int = 0
+    locked_until: float = 0.0  # the last of them; seconds since the epoch
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,7 +77,8 @@ class PruneResult:
     def to_json(self) -> dict[str, Any]:
         names = ("kept_packs", "removed_packs", "rewritten_packs", "orphaned_packs", "removed_bytes")
         more = ("rewritten_bytes", "freed_bytes", "unused_bytes", "notes")
-        return {name: getattr(self, name) for name in (*names, *more)}
+        locked = ("locked_packs", "locked_bytes", "locked_until")
+        return {name: getattr(self, name) for name in (*names, *more, *locked)}
 
 
 class _Overtaken(Exception):
@@ -140,7 +145,21 @@ class _Prune:
         self.progress.set(phase="prune: plan")
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
         self.plan.count(self.index)
+        self._note_locked()
         self.plan.decide(self.limits)
+
+    def _note_locked(self) -> None:
+        """Where the store locks objects: packs that it keeps, and those that an index file names which it keeps."""
+        lock = self.repo.backend.object_lock
+        if lock is None:
+            return
+        for pack, until in packs_of_locked_indexes(self.repo).items():
+            self.plan.note_locked(pack, until)
+        for pack in self.plan.dispensable():
+            self.progress.check()
+            until = lock.locked_until(Kind.PACK, pack)
+            if until:
+                self.plan.note_locked(pack, until)
 
     def _walk_snapshots(self) -> None:
         self.progress.set(phase="prune: snapshots")
@@ -227,6 +246,7 @@ class _Prune:
         self._walk_snapshots()
         self.plan.keep_newly_needed(self.index)
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
+        self._note_locked()  # backups that ran since may have extended them
 
     def _remove(self, lock: Lock) -> None:
         self.progress.set(phase="prune: remove")
@@ -255,8 +275,12 @@ class _Prune:
         result.kept_packs = plan.number("fate = 0 AND indexed")
         result.removed_packs = plan.number(f"fate = {Fate.REMOVE}")
         result.rewritten_packs = plan.number(f"fate = {Fate.REWRITE}")
-        result.orphaned_packs = plan.number("indexed = 0 AND size IS NOT NULL")
-        result.removed_bytes = plan.total("size", "size IS NOT NULL AND (fate != 0 OR indexed = 0)")
+        result.orphaned_packs = plan.number("indexed = 0 AND size IS NOT NULL AND locked = 0")
+        result.removed_bytes = plan.total("size", "size IS NOT NULL AND locked = 0 AND (fate != 0 OR indexed = 0)")
+        wasted = "locked > 0 AND size IS NOT NULL AND (indexed = 0 OR needed = 0)"
+        result.locked_packs = plan.number(wasted)
+        result.locked_bytes = plan.total("size", wasted)
+        result.locked_until = plan.locked_until(wasted)
         result.unused_bytes = plan.total("unused + twins", "fate = 0 AND indexed")
 
 

@@ -22,7 +22,7 @@ _SCHEMA = (
     """CREATE TABLE packs (
         id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER, indexed INTEGER NOT NULL DEFAULT 0,
         needed INTEGER NOT NULL DEFAULT 0, twins INTEGER NOT NULL DEFAULT 0, unused INTEGER NOT NULL DEFAULT 0,
-        fate INTEGER NOT NULL DEFAULT 0
+        fate INTEGER NOT NULL DEFAULT 0, locked REAL NOT NULL DEFAULT 0
     )""",
     "CREATE TABLE moved (key BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (key, pack)) WITHOUT ROWID",
 )
@@ -89,9 +89,24 @@ class PrunePlan:
             raise DamagedError(f"pack {lost[0].hex()} is missing, so nothing is pruned; run a check.")
         self._choose_keepers(index)
 
+    def note_locked(self, pack: str, until: float) -> None:
+        """The store does not give this pack up, or an index file that names it: it stays."""
+        self._db.execute(
+            "INSERT INTO packs (name, locked) VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET locked = max(locked, excluded.locked), fate = 0",
+            (bytes.fromhex(pack), until),
+        )
+
+    def dispensable(self) -> Iterator[str]:
+        """Packs that would leave, or be rewritten, if nothing stood against it."""
+        return self._names("locked = 0 AND size IS NOT NULL AND (NOT indexed OR needed = 0 OR unused + twins > 0)")
+
     def decide(self, limits: Limits) -> None:
-        """Nothing needed: remove. Else the most wasteful are rewritten first, until little enough waste is left."""
-        self._db.execute("UPDATE packs SET fate = ? WHERE indexed AND needed = 0", (Fate.REMOVE,))
+        """Nothing needed: remove. Else the most wasteful are rewritten first, until little enough waste is left.
+
+        What is locked stays: to rewrite it would cost space, not give any back.
+        """
+        self._db.execute("UPDATE packs SET fate = ? WHERE indexed AND needed = 0 AND locked = 0", (Fate.REMOVE,))
         if limits.max_unused is None:
             return
         used, waste = self._db.execute(
@@ -99,7 +114,7 @@ class PrunePlan:
         ).fetchone()
         allowed, budget = limits.max_unused(used), limits.max_repack
         rows = self._db.execute(
-            "SELECT id, needed, unused + twins FROM packs WHERE needed > 0 AND unused + twins > 0"
+            "SELECT id, needed, unused + twins FROM packs WHERE needed > 0 AND unused + twins > 0 AND locked = 0"
             " ORDER BY CAST(unused + twins AS REAL) / (needed + unused + twins) DESC, id"
         )
         chosen: list[tuple[int, int]] = []
@@ -195,10 +210,13 @@ class PrunePlan:
 
     def orphans(self) -> Iterator[str]:
         """Stored packs that no index names. True only while nobody writes."""
-        return self._names("indexed = 0 AND size IS NOT NULL")
+        return self._names("indexed = 0 AND size IS NOT NULL AND locked = 0")
 
     def total(self, column: str, where: str) -> int:
         return int(self._db.execute(f"SELECT coalesce(sum({column}), 0) FROM packs WHERE {where}").fetchone()[0])
+
+    def locked_until(self, where: str) -> float:
+        return float(self._db.execute(f"SELECT coalesce(max(locked), 0) FROM packs WHERE {where}").fetchone()[0])
 
     def number(self, where: str) -> int:
         return int(self._db.execute(f"SELECT count(*) FROM packs WHERE {where}").fetchone()[0])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from node_agent.items import Issues
+from node_agent.errors import LockRefused
+from node_agent.items import Issue, Issues, Severity
+from node_agent.progress import Progress
+from node_agent.repository.immutable import NOT_IMMUTABLE, NOT_IMMUTABLE_TAG, secure, snapshot_held
 from node_agent.repository.repository import Lock, Repository
-from node_agent.repository.snapshot import PARTIAL_TAG, new_snapshot, prove_content, save_snapshot
+from node_agent.repository.snapshot import PARTIAL_TAG, Snapshot, new_snapshot, prove_content, save_snapshot
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ def publish(
     facts: Facts,
     issues: Issues,
     inherited: Inherited | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Prove that ``content`` and what is ``inherited`` is in the repository, write the snapshot, return its id.
 
@@ -80,4 +84,25 @@ def publish(
         excludes=facts.excludes,
         parent=facts.parent,
     )
-    return save_snapshot(repo, lock, snapshot).id
+    saved, reason = save_point(repo, lock, snapshot, progress or Progress())
+    if reason:
+        message = f"The snapshot is complete, but it is not immutable: {reason}"
+        issues.add_first(Issue(f"snapshot {saved.short_id}", NOT_IMMUTABLE, message, Severity.NOTE))
+    return saved.id
+
+
+def save_point(repo: Repository, lock: Lock, snapshot: Snapshot, progress: Progress) -> tuple[Snapshot, str]:
+    """Store a snapshot, immutable where the store was asked for that. Returns also why it is not; empty: it is.
+
+    One that is not immutable is stored all the same, and says so in a tag.
+    """
+    tags = tuple(tag for tag in snapshot.tags if tag != NOT_IMMUTABLE_TAG)
+    reason = secure(repo, bytes.fromhex(snapshot.tree), progress)
+    if not reason:
+        try:
+            saved = save_snapshot(repo, lock, replace(snapshot, tags=tags))
+        except LockRefused as error:  # nothing was stored
+            reason = error.message
+        else:
+            return saved, snapshot_held(repo, saved.id)
+    return save_snapshot(repo, lock, replace(snapshot, tags=(*tags, NOT_IMMUTABLE_TAG))), reason

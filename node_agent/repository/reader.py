@@ -111,4 +111,11 @@ class BlobReader:
             sealed = self._files.backend.get(Kind.PACK, location.pack, blob.offset, blob.length)
         except ObjectMissing as error:
             raise DamagedError(f"pack {location.pack} is missing; it held {blob.kind} blob {blob.id.hex()}.") from error
+        try:
+            return open_blob(self._files.key, location.pack, blob, sealed)
+        except DamagedError:
+            lock = self._files.backend.object_lock
+            if lock is None or not lock.another_version(Kind.PACK, location.pack):
+                raise
+        sealed = self._files.backend.get(Kind.PACK, location.pack, blob.offset, blob.length)
         return open_blob(self._files.key, location.pack, blob, sealed)

@@ -40,7 +40,7 @@ from node_agent.repository.backend.base import CONFIG_NAME, Backend, Kind
 from node_agent.repository.chunking import Chunker
 from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams
 from node_agent.repository.index import Index
-from node_agent.repository.keys import add_key, open_master_key
+from node_agent.repository.keys import add_key, lock_keys, open_master_key
 from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, OtherLock
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.polynomial import random_polynomial
@@ -117,6 +117,7 @@ class Repository:
         except RepositoryExists:
             backend.delete(Kind.KEY, key_name)
             raise
+        lock_keys(backend)
         return cls.open(backend, password)
 
     @classmethod
@@ -263,7 +264,9 @@ class Repository:
     def add_key(self, password: str) -> str:
         """Let another password open this repository. Returns the key's name."""
         self.guard()
-        return add_key(self.backend, self.files.key, password)
+        name = add_key(self.backend, self.files.key, password)
+        lock_keys(self.backend)
+        return name
 
 
 def _clear_unfinished_init(backend: Backend) -> None:

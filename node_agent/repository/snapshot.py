@@ -11,11 +11,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from node_agent import __version__
-from node_agent.errors import DamagedError, ObjectMissing, SnapshotNotFound
+from node_agent.errors import DamagedError, ObjectLocked, ObjectMissing, SnapshotNotFound
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.identity import username
 from node_agent.repository.repository import BlobKind, Lock, Repository
@@ -221,6 +221,15 @@ def find_snapshot(
     if len(names) > 1:
         raise SnapshotNotFound(f"{spec} is the beginning of {len(names)} snapshots' ids; give more of it.")
     return load_snapshot(repo, names[0])
+
+
+def prove_removable(repo: Repository, name: str) -> None:
+    """Raises ObjectLocked for one that the store does not give up yet: before another one is put in its place."""
+    lock = repo.backend.object_lock
+    until = lock.locked_until(Kind.SNAPSHOT, name) if lock is not None else 0.0
+    if until:
+        when = format_datetime(datetime.fromtimestamp(until, UTC))
+        raise ObjectLocked(f"snapshot {name} is locked until {when} and cannot be replaced.")
 
 
 def remove_snapshot(repo: Repository, name: str) -> None:

@@ -17,7 +17,6 @@ from node_agent.tasks import (
     import_,
     init,
     probe,
-    prune,
     restore,
     store,
     verify,
@@ -38,7 +37,6 @@ VERBS: dict[TaskKind, Callable[[TaskContext, Any], Result]] = {
     TaskKind.BROWSE: browse.run,
     TaskKind.FORGET: forget.run,
     TaskKind.VERIFY: verify.run,
-    TaskKind.PRUNE: prune.run,
 }
 
 

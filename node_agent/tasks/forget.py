@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node_agent.errors import SnapshotNotFound
+from node_agent.errors import ObjectLocked, SnapshotNotFound
 from node_agent.protocol import ForgetResult, ForgetSpec
 from node_agent.repository.backend import Kind
 from node_agent.repository.snapshot import remove_snapshot
@@ -29,6 +29,8 @@ def run(context: TaskContext, spec: ForgetSpec) -> ForgetResult:
                     removed.append(snapshot_id)
                 except SnapshotNotFound:
                     missing.append(snapshot_id)
+                except ObjectLocked as error:  # stays in the catalogue, and is tried again by the next expiry
+                    context.warn(error.message)
             context.progress.add(done_files=1)
         repo.backend.remove_leftovers()  # of puts whose node was killed; only we are here now
     for snapshot_id in missing:

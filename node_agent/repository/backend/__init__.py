@@ -38,6 +38,11 @@ def open_backend(
         raise ConfigError("The repository's address is empty.", hint="Give a folder, for example /srv/backup.")
     scheme, address = _split(url_or_path)
     settings = Settings(scheme, options or {}, os.environ if env is None else env)
+    if scheme != "s3" and settings.given("object-lock", "object-lock-days"):
+        raise ConfigError(
+            f"Immutability (object-lock) is not offered on stores of the kind {scheme}.",
+            hint="Use an S3 bucket with Object Lock, or leave out the option. docs/destinations.md says why.",
+        )
     store = _OPENERS[scheme](address, settings)
     bandwidth = bandwidth_of(settings)
     connections = settings.number("connections", _CONNECTIONS.get(scheme, _CONNECTIONS_ELSEWHERE), least=1)

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from node_agent.errors import ObjectMissing
+from node_agent.errors import LockRefused, ObjectMissing
 
 Buffer = bytes | bytearray | memoryview
 
@@ -49,10 +50,82 @@ class ObjectInfo:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock on one object: on which of its versions, and until when (seconds since the epoch; 0.0: not locked)."""
+
+    version: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a store was seen to do; ``problem`` is empty if it keeps what it promises."""
+
+    checks: Sequence[str]
+    problem: str = ""
+
+
+class ObjectLock(ABC):
+    """What a store can do that refuses to give up what it was told to keep. Times are seconds by its own clock.
+
+    Packs, index files and snapshots are locked as they are put; config and keys by :meth:`lock`; locks never. Once a
+    lock was refused, everything later is stored without, and ``refusal`` says why. An object that is locked *exists*,
+    whatever was done to its name since: it is listed, and read as it was.
+    """
+
+    refusal: LockRefused | None = None
+    attempt: Callable[[Callable[[], Any]], Any]  # runs a request, as often as it needs; given by RetryingBackend
+
+    @abstractmethod
+    def now(self) -> float:
+        """The store's clock, without a request where it was heard of lately."""
+
+    @abstractmethod
+    def wanted(self, now: float) -> float:
+        """Until when what is stored now must be kept at least."""
+
+    @abstractmethod
+    def locked_until(self, kind: Kind, name: str) -> float:
+        """The latest date on any version of the object; 0.0: it may be removed."""
+
+    @abstractmethod
+    def held(self, kind: Kind, name: str, version: str) -> Held:
+        """What the store says now of one version. Raises ObjectMissing."""
+
+    @abstractmethod
+    def lock(self, kind: Kind, name: str, until: float = 0.0, version: str = "") -> Held:
+        """Lock at least until ``until``, never shorter than it is, and read back that it holds; 0.0: as a new object.
+
+        Without ``version`` the one whose content is right is looked for. Raises ObjectMissing, LockRefused.
+        """
+
+    @abstractmethod
+    def taken(self) -> list[tuple[Kind, str, Held]]:
+        """What was locked while it was put since this was last asked."""
+
+    @abstractmethod
+    def another_version(self, kind: Kind, name: str) -> bool:
+        """The object read wrong: True if an older version is right, which is read from then on."""
+
+    @abstractmethod
+    def hidden(self, kind: Kind) -> Iterator[str]:
+        """Names whose current object is deleted, or not the first that was stored under the name."""
+
+    @abstractmethod
+    def bring_back(self, kind: Kind, name: str) -> bool:
+        """Make the right version the current one, and locked as it was. False: there is none, or nothing to do."""
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """Try, with the credentials in use, to break a lock made for it."""
+
+
 class Backend(ABC):
     """One place that holds one repository. All methods may be called from several threads at once."""
 
     url: str
+    object_lock: ObjectLock | None = None  # None: not offered by the store, or not asked for
 
     @abstractmethod
     def create(self) -> None:
@@ -84,7 +157,10 @@ class Backend(ABC):
 
     @abstractmethod
     def delete(self, kind: Kind, name: str) -> None:
-        """Remove an object for good. One that is not there is no error: a repeated delete must succeed."""
+        """Remove an object for good. One that is not there is no error: a repeated delete must succeed.
+
+        Raises ObjectLocked where there is an object lock and it is not over.
+        """
 
     @abstractmethod
     def now(self) -> float:

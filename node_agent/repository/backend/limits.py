@@ -137,6 +137,7 @@ class LimitedBackend(Backend):
     ) -> None:
         self.url = inner.url
         self.inner = inner
+        self.object_lock = inner.object_lock  # a few small requests: neither counted nor waited for
         self._closed = threading.Event()
         self._slots = threading.BoundedSemaphore(connections)
         pause = wait or self._closed.wait

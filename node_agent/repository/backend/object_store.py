@@ -157,7 +157,7 @@ class ObjectStoreBackend(Backend):
             try:
                 return obstore.head(self._store, path)["last_modified"].timestamp()
             finally:
-                obstore.delete(self._store, path)
+                self._discard(path)
         except _FOREIGN as error:
             self._raise(error, "written", Kind.LOCK, "clock", writing=True)
 
@@ -171,6 +171,9 @@ class ObjectStoreBackend(Backend):
                         obstore.delete(self._store, meta["path"])
                     removed += 1
         return removed
+
+    def _discard(self, path: str) -> None:
+        obstore.delete(self._store, path)
 
     def _put_once(self, path: str, content: Buffer) -> None:
         try:

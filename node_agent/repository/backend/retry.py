@@ -44,6 +44,9 @@ class RetryingBackend(Backend):
     ) -> None:
         self.url = inner.url
         self.inner = inner
+        self.object_lock = inner.object_lock
+        if self.object_lock is not None:
+            self.object_lock.attempt = self._try
         self._max_s = max_s
         self._first_s = min(first_s, max_s)
         self._clock = clock

@@ -1,7 +1,7 @@
 """S3 and what speaks like it: ``s3:https://host/bucket/prefix``, ``s3:host/bucket``, ``s3:s3.amazonaws.com/bucket``.
 
 Crash model: see :mod:`.object_store`. In a bucket with versioning a delete leaves a marker, and a replaced
-object its older version.
+object its older version. With the option ``object-lock`` see :mod:`.object_lock`.
 
 Credentials: options ``access-key-id``, ``secret-access-key``, ``session-token``, or AWS_ACCESS_KEY_ID and its
 companions, or the profile (AWS_PROFILE) in AWS_SHARED_CREDENTIALS_FILE, or the machine's role at Amazon.
@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 from obstore.store import S3Store
 
 from node_agent.errors import ConfigError
+from node_agent.repository.backend.lock_rule import LOCK_MODES, LockRule
 from node_agent.repository.backend.object_store import ObjectStoreBackend, client_settings, unusable
 from node_agent.repository.backend.settings import Settings, redacted
 
 _AMAZON = re.compile(r"s3[.-](?:dualstack\.)?(?:([a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?\Z")
 _DEFAULT_REGION = "us-east-1"
+_LOCK_HINT = "Write for example: --option object-lock=compliance --option object-lock-days=30."
 
 
 def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
@@ -34,19 +36,55 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
     if lookup not in ("dns", "path"):
         raise ConfigError("The option bucket-lookup must be dns or path.", hint="Most stores but Amazon's want path.")
     host_of_region = f"s3.{region}.amazonaws.com" + (".cn" if host.endswith(".cn") else "") if amazon else host
+    endpoint = f"{scheme}://{bucket}.{host_of_region}" if lookup == "dns" else f"{scheme}://{host_of_region}"
+    credential = _credentials(settings)
+    # Through a provider: what is given here must not be mixed with what the library finds in the environment.
+    provider: dict[str, Any] = {} if credential is None else {"credential_provider": lambda: credential}
+    rule = _lock_rule(settings)
     try:
         store = S3Store(
             bucket,
             region=region,
-            endpoint=f"{scheme}://{bucket}.{host_of_region}" if lookup == "dns" else f"{scheme}://{host_of_region}",
+            endpoint=endpoint,
             virtual_hosted_style_request=lookup == "dns",
             disable_bulk_delete=True,  # one object a request, which every store understands
-            **_credentials(settings),
+            **provider,
             **client_settings(settings, allow_http=scheme == "http"),
         )
     except Exception as error:  # noqa: BLE001 (the library's exceptions have no base below this one)
         raise unusable("S3", error) from None
-    return ObjectStoreBackend(store, url=_url(scheme, host, bucket, prefix), bucket=bucket, prefix=prefix)
+    url = _url(scheme, host, bucket, prefix)
+    if rule is None:
+        return ObjectStoreBackend(store, url=url, bucket=bucket, prefix=prefix)
+    from node_agent.repository.backend.object_lock import ObjectLockBackend, S3ObjectLock
+    from node_agent.repository.backend.s3_versions import VersionedBucket, open_client
+
+    client = open_client(
+        endpoint=f"{scheme}://{host_of_region}",
+        region=region,
+        virtual_hosted=lookup == "dns",
+        credential=credential,
+        timeout_s=settings.number("timeout", 300, least=1),
+        connections=settings.number("connections", 8, least=1),
+        cacert=settings.text("cacert", "RESTIC_CACERT"),
+        proxy=settings.text("proxy"),
+    )
+    lock = S3ObjectLock(VersionedBucket(client, bucket, url), f"{prefix}/" if prefix else "", rule)
+    return ObjectLockBackend(store, lock, url=url, bucket=bucket, prefix=prefix)
+
+
+def _lock_rule(settings: Settings) -> LockRule | None:
+    """From ``object-lock`` and ``object-lock-days``."""
+    mode, days = settings.text("object-lock"), settings.number("object-lock-days", 0, least=1)
+    if mode is None:
+        if days:
+            raise ConfigError("The option object-lock-days needs object-lock.", hint=_LOCK_HINT)
+        return None
+    if mode not in LOCK_MODES:
+        raise ConfigError(f"The option object-lock must be compliance or governance, not {mode!r}.", hint=_LOCK_HINT)
+    if not days:
+        raise ConfigError("The option object-lock needs object-lock-days.", hint=_LOCK_HINT)
+    return LockRule(LOCK_MODES[mode], days * 86400.0)
 
 
 def _parse(address: str) -> tuple[str, str, str, str]:
@@ -73,8 +111,8 @@ def _url(scheme: str, host: str, bucket: str, prefix: str) -> str:
     return f"s3:{scheme}://{host}/{bucket}" + (f"/{prefix}" if prefix else "")
 
 
-def _credentials(settings: Settings) -> dict[str, Any]:
-    """Empty when nothing is set: then the library asks for the machine's role."""
+def _credentials(settings: Settings) -> dict[str, Any] | None:
+    """None when nothing is set: then the library asks for the machine's role."""
     key = settings.text("access-key-id", "AWS_ACCESS_KEY_ID")
     secret = settings.text("secret-access-key", "AWS_SECRET_ACCESS_KEY")
     token = settings.text("session-token", "AWS_SESSION_TOKEN")
@@ -85,10 +123,8 @@ def _credentials(settings: Settings) -> dict[str, Any]:
             "Only half of the S3 credentials is given.", hint="Both the key's id and its secret are needed."
         )
     if not key:
-        return {}
-    credential = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
-    # Through a provider: what is given here must not be mixed with what the library finds in the environment.
-    return {"credential_provider": lambda: credential}
+        return None
+    return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
 
 
 def _profile(settings: Settings) -> tuple[str | None, str | None, str | None]:

@@ -61,6 +61,10 @@ class Settings:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The file {given} ({name}) cannot be read: {error}.", hint="Check the path.") from error
 
+    def given(self, *names: str) -> bool:
+        """Whether any of these options is given; for those that the kind of store must refuse with a reason."""
+        return any(name in self._options for name in names)
+
     def must_be_known(self) -> None:
         """To be called when everything was asked for: what is left was misspelt or belongs to another kind."""
         unknown = sorted(set(self._options) - self._known)

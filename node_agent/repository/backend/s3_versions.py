@@ -1,0 +1,277 @@
+"""Versions of objects and their retention, on S3: what obstore cannot speak, through Amazon's botocore.
+
+One request a method, never repeated here (RetryingBackend does that). The store's clock is taken from the ``Date``
+of its answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
+from botocore.parsers import ResponseParserError
+
+from node_agent.errors import (
+    BackendError,
+    BackendFull,
+    BackendReadOnly,
+    BackendUnavailable,
+    LockRefused,
+    ObjectMissing,
+    RepositoryMissing,
+)
+from node_agent.repository.backend.base import Buffer
+from node_agent.repository.backend.settings import redacted
+
+_ABSENT = ("NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed")
+_NOT_LOCKED = ("NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest")
+_FULL = ("QuotaExceeded", "StorageFull", "XMinioStorageFull", "InsufficientStorage")
+_LATER = ("SlowDown", "Throttling", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "InternalError")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    path: str
+    id: str
+    size: int
+    etag: str
+    modified: float
+    latest: bool
+    marker: bool  # it only says that the object was deleted
+
+
+@dataclass(frozen=True, slots=True)
+class BucketRules:
+    """``default_days``: what the bucket locks by itself, 0 for nothing."""
+
+    enabled: bool
+    default_days: int
+
+
+def open_client(
+    *,
+    endpoint: str,
+    region: str,
+    virtual_hosted: bool,
+    credential: dict[str, Any] | None,
+    timeout_s: int,
+    connections: int,
+    cacert: str | None,
+    proxy: str | None,
+) -> Any:
+    """Without ``credential`` the library asks for the machine's role."""
+    session = botocore.session.get_session()
+    keys = {}
+    if credential is not None:
+        keys = {
+            "aws_access_key_id": credential["access_key_id"],
+            "aws_secret_access_key": credential["secret_access_key"],
+            "aws_session_token": credential["token"],
+        }
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "virtual" if virtual_hosted else "path"},
+        connect_timeout=15,
+        read_timeout=timeout_s,
+        max_pool_connections=connections,
+        retries={"total_max_attempts": 1},
+        # Where a checksum is wanted it is given; the library's own default is a trailer that many stores do not know.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        proxies={"http": proxy, "https": proxy} if proxy else None,
+    )
+    return session.create_client(
+        "s3", region_name=region, endpoint_url=endpoint, verify=cacert or True, config=config, **keys
+    )
+
+
+class VersionedBucket:
+    """All methods may be called from several threads."""
+
+    def __init__(self, client: Any, bucket: str, url: str) -> None:
+        self.url = url
+        self._client = client
+        self._bucket = bucket
+        self._clock: tuple[float, float] | None = None  # the store's time, and ours when it was heard
+        self._clock_lock = threading.Lock()
+
+    def now(self) -> float:
+        if self._clock is None or time.monotonic() - self._clock[1] > 3600:
+            self.rules()
+        if self._clock is None:
+            raise LockRefused(f"{self.url} does not say what time it is: its answers have no Date.")
+        told, heard = self._clock
+        return told + (time.monotonic() - heard)
+
+    def rules(self) -> BucketRules:
+        try:
+            answer = self._call("get_object_lock_configuration", "the bucket's object lock")
+        except NotLocked:
+            return BucketRules(False, 0)
+        value = answer.get("ObjectLockConfiguration") or {}
+        default = (value.get("Rule") or {}).get("DefaultRetention") or {}
+        days = int(default.get("Days") or 0) + 365 * int(default.get("Years") or 0)
+        return BucketRules(value.get("ObjectLockEnabled") == "Enabled", days)
+
+    def put(self, path: str, content: Buffer, digest: bytes, lock: tuple[str, float] | None = None) -> str:
+        """Store, with ``lock`` (mode and time) in the same request. Returns the version, "" where there are none."""
+        more: dict[str, Any] = {}
+        if lock is not None:
+            more = {"ObjectLockMode": lock[0], "ObjectLockRetainUntilDate": _date(lock[1])}
+            more["ChecksumAlgorithm"] = "SHA256"  # with a lock S3 insists on a checksum, and on its being announced
+        answer = self._call(
+            "put_object",
+            path,
+            Key=path,
+            Body=content if isinstance(content, bytes | bytearray) else bytes(content),
+            ChecksumSHA256=base64.b64encode(digest).decode(),
+            **more,
+        )
+        return str(answer.get("VersionId") or "")
+
+    def read(self, path: str, version: str, offset: int = 0, length: int | None = None) -> bytes:
+        more = {}
+        if offset or length is not None:
+            more["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
+        try:
+            answer = self._call("get_object", path, Key=path, VersionId=version, **more)
+            content: bytes = answer["Body"].read()
+        except _BehindTheEnd:
+            return b""
+        except Exception as error:
+            if isinstance(error, BackendError):
+                raise
+            self._raise(error, path)
+        return content
+
+    def versions(self, prefix: str) -> Iterator[list[Version]]:
+        """All versions and markers below a prefix, an object at a time, the newest of each first."""
+        marks: dict[str, str] = {}
+        group: list[Version] = []
+        while True:
+            answer = self._call("list_object_versions", prefix, Prefix=prefix, **marks)
+            page = [_version(v, marker=False) for v in answer.get("Versions") or ()]
+            page += [_version(v, marker=True) for v in answer.get("DeleteMarkers") or ()]
+            for version in sorted(page, key=lambda v: (v.path, not v.latest, -v.modified)):
+                if group and group[0].path != version.path:
+                    yield group
+                    group = []
+                group.append(version)
+            if not answer.get("IsTruncated"):
+                break
+            marks = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer.get("NextVersionIdMarker") or ""}
+        if group:
+            yield group
+
+    def retention(self, path: str, version: str) -> tuple[str, float]:
+        """Mode and time; an empty mode: not locked."""
+        try:
+            answer = self._call("get_object_retention", path, Key=path, VersionId=version)
+        except NotLocked:
+            return "", 0.0
+        value = answer.get("Retention") or {}
+        until = value.get("RetainUntilDate")
+        return str(value.get("Mode") or ""), until.timestamp() if isinstance(until, datetime) else 0.0
+
+    def retain(self, path: str, version: str, mode: str, until: float, *, bypass: bool = False) -> None:
+        more = {"BypassGovernanceRetention": True} if bypass else {}
+        retention = {"Mode": mode, "RetainUntilDate": _date(until)}
+        self._call("put_object_retention", path, Key=path, VersionId=version, Retention=retention, **more)
+
+    def delete(self, path: str, version: str, *, bypass: bool = False) -> None:
+        more = {"BypassGovernanceRetention": True} if bypass else {}
+        try:
+            self._call("delete_object", path, Key=path, VersionId=version, **more)
+        except ObjectMissing:
+            return
+
+    def _call(self, operation: str, what: str, **given: Any) -> Any:
+        try:
+            answer = getattr(self._client, operation)(Bucket=self._bucket, **given)
+        except (ClientError, BotoCoreError, OSError) as error:
+            if isinstance(error, ClientError):
+                self._note_date(error.response)
+            self._raise(error, what)
+        self._note_date(answer)
+        return answer
+
+    def _note_date(self, answer: Any) -> None:
+        text = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders", {}).get("date")
+        if not text:
+            return
+        try:
+            told = parsedate_to_datetime(text).timestamp()
+        except ValueError:
+            return
+        with self._clock_lock:
+            self._clock = (told, time.monotonic())
+
+    def _raise(self, error: Exception, what: str) -> NoReturn:
+        """Translate. Never ``from error``: its text may hold a signed address."""
+        if isinstance(error, SSLError) and "CERTIFICATE" in str(error).upper():
+            raise BackendError(
+                f"The certificate of {self.url} is not trusted.",
+                hint="Give the authority's certificate with the option cacert, or RESTIC_CACERT.",
+            ) from None
+        if isinstance(error, NoCredentialsError):
+            raise BackendError(f"{self.url}: there are no credentials.", hint="Set AWS_ACCESS_KEY_ID …") from None
+        if isinstance(error, ResponseParserError):
+            raise NotLocked(f"{self.url}: {what}: the answer is not what S3 would say.") from None
+        if not isinstance(error, ClientError):
+            raise BackendUnavailable(f"The destination {self.url} does not answer: {redacted(str(error))}") from None
+        said = error.response.get("Error") or {}
+        code, status = str(said.get("Code") or ""), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        reason = redacted(f"{code}: {said.get('Message') or status}").rstrip(".")
+        if code == "InvalidRange" or status == 416:
+            raise _BehindTheEnd from None
+        if code == "NoSuchBucket":
+            raise RepositoryMissing(
+                f"The bucket of {self.url} does not exist.", hint="Make it at the store, and check the address."
+            ) from None
+        if code in _NOT_LOCKED or (status == 404 and "Lock" in code):
+            raise NotLocked(f"{self.url}: {what}: {reason}.") from None
+        if code in _ABSENT or status == 404:
+            raise ObjectMissing(f"{what} is missing from {self.url}.") from None
+        if status == 507 or code in _FULL:
+            raise BackendFull(f"The destination {self.url} has no space left: {reason}.") from None
+        if status in (401, 403):
+            raise BackendReadOnly(
+                f"{self.url}: {what}: {reason}.",
+                hint="Check the credentials and what they are allowed to do in this bucket.",
+            ) from None
+        if code in _LATER or status in (408, 425, 429) or (status >= 500 and status != 501):
+            raise BackendUnavailable(f"The destination {self.url} does not answer: {reason}.") from None
+        raise BackendError(f"{self.url}: {what}: {reason}.") from None
+
+
+class NotLocked(BackendError):
+    """There is no retention, or no object lock, to tell of."""
+
+
+class _BehindTheEnd(Exception):
+    """A range that begins where the object has ended."""
+
+
+def _version(value: dict[str, Any], *, marker: bool) -> Version:
+    return Version(
+        path=value["Key"],
+        id=str(value.get("VersionId") or "null"),
+        size=int(value.get("Size") or 0),
+        etag=str(value.get("ETag") or ""),
+        modified=value["LastModified"].timestamp(),
+        latest=bool(value.get("IsLatest")),
+        marker=marker,
+    )
+
+
+def _date(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment, UTC).replace(microsecond=0)
