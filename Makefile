@@ -29,7 +29,7 @@ help:
 	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
 	@echo "make test-lab  what needs a real Ceph and its S3 gateway: installs them (61 MB), starts its own, ends it"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
-	@echo "make bench   benchmarks against peers, in one run"
+	@echo "make bench   benchmarks against peers, in one run (35 minutes; BENCH_SMALL=1: some minutes)"
 
 $(STAMPS)/system-%:
 	@.ci/system-packages $(if $(filter test,$*),$(TEST_COMMANDS),$(if $(filter lab,$*),$(LAB_COMMANDS),$(RUN_COMMANDS)))

@@ -21,6 +21,7 @@ class Program(Protocol):
     def backup_image(self, repo: Path, image: Path) -> Sequence[str]: ...
     def backup_tree(self, repo: Path, tree: Path) -> Sequence[str]: ...
     def restore(self, repo: Path, target: Path) -> Sequence[str]: ...
+    def prune(self, repo: Path) -> Sequence[str]: ...
     def version(self) -> str: ...
 
 
@@ -45,6 +46,9 @@ class Brs:
     def restore(self, repo: Path, target: Path) -> list[str]:
         return self.command(repo, "restore", "latest", "--target", str(target))
 
+    def prune(self, repo: Path) -> list[str]:
+        return self.command(repo, "prune", "--max-unused", "0")
+
     def version(self) -> str:
         from node_agent import __version__
 
@@ -52,13 +56,15 @@ class Brs:
 
 
 class Restic:
-    name = "restic"
+    """Debian's, or another one by its path; that is new enough to restore sparsely."""
 
-    def __init__(self, work: Path) -> None:
-        self.env = {"RESTIC_PASSWORD": PASSWORD, "RESTIC_CACHE_DIR": str(work / "cache-restic")}
+    def __init__(self, work: Path, program: str = "restic", name: str = "restic") -> None:
+        self.name = name
+        self._program = program
+        self.env = {"RESTIC_PASSWORD": PASSWORD, "RESTIC_CACHE_DIR": str(work / f"cache-{name}")}
 
     def command(self, repo: Path, *args: str) -> list[str]:
-        return ["restic", "-q", "-r", str(repo), *args]
+        return [self._program, "-q", "-r", str(repo), *args]
 
     def init(self, repo: Path) -> list[str]:
         return self.command(repo, "init")
@@ -70,10 +76,14 @@ class Restic:
         return self.command(repo, "backup", str(tree))
 
     def restore(self, repo: Path, target: Path) -> list[str]:
-        return self.command(repo, "restore", "latest", "--target", str(target))
+        sparse = [] if self.name == "restic" else ["--sparse"]
+        return self.command(repo, "restore", "latest", "--target", str(target), *sparse)
+
+    def prune(self, repo: Path) -> list[str]:
+        return self.command(repo, "prune", "--max-unused", "0")
 
     def version(self) -> str:
-        return _said("restic", "version").split(" compiled")[0]
+        return _said(self._program, "version").split(" compiled")[0]
 
 
 class Borg:
@@ -103,13 +113,18 @@ class Borg:
         archive = f"$(borg list --short --last 1 {what})"
         return ["sh", "-c", f"mkdir -p {where} && cd {where} && borg extract --sparse {what}::{archive}"]
 
+    def prune(self, repo: Path) -> list[str]:
+        return ["borg", "compact", "--threshold", "0", str(repo)]
+
     def version(self) -> str:
         return _said("borg", "--version")
 
 
-def installed(work: Path) -> list[Program]:
-    """BRS last, so that what it is compared with is known by then."""
+def installed(work: Path, other_restic: str) -> list[Program]:
+    """BRS last; ``other_restic`` is the path of a second restic, or empty."""
     peers: list[Program] = [Restic(work)]
+    if other_restic:
+        peers.append(Restic(work, other_restic, "restic (new)"))
     if shutil.which("borg"):
         peers.append(Borg(work))
     return [*peers, Brs(work)]

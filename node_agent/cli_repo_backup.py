@@ -32,7 +32,7 @@ from node_agent.items import Extent, Issue, Issues, TrackingBase, printable
 from node_agent.progress import Progress
 from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
-from node_agent.repository.image import Comparison, ImageBackup, backup_images
+from node_agent.repository.image import Ahead, Comparison, ImageBackup, backup_images
 from node_agent.repository.immutable import NOT_IMMUTABLE
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
@@ -96,6 +96,8 @@ def backup_image(args: argparse.Namespace) -> int:
                 hint="Give --parent with the snapshot at whose instant the change tracking began.",
             )
 
+        ahead = Ahead(source, changed, args.compression) if changed is not None else None
+
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
             paths = [str(path)]
             if source.damage:
@@ -104,7 +106,7 @@ def backup_image(args: argparse.Namespace) -> int:
             return backup_images(
                 repo,
                 lock,
-                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "")],
+                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "", ahead)],
                 host=host,
                 paths=paths,
                 tags=split_tags(args.tag),
@@ -118,7 +120,11 @@ def backup_image(args: argparse.Namespace) -> int:
                 compression=args.compression,
             )
 
-        return _run(args, run, args.disk_id or "")
+        try:
+            return _run(args, run, args.disk_id or "")
+        finally:
+            if ahead is not None:
+                ahead.stop()  # before the image is closed
 
 
 def _comparison(args: argparse.Namespace) -> Comparison:

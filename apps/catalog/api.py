@@ -42,6 +42,7 @@ class PointCopySerializer(ScopedSerializer):
             "state",
             "expire_reason",
             "verified_at",
+            "damaged_paths",
             "created_at",
         )
         read_only_fields = fields

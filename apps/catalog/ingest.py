@@ -208,10 +208,16 @@ def reconcile(repository: Repository, result: VerifyResult, *, since: datetime, 
         elif copy.snapshot_id in damaged:
             found.damaged.append(copy.snapshot_id)
             _to(copy, CopyState.DAMAGED)
+            if paths := result.damaged_paths.get(copy.snapshot_id):
+                PointCopy.objects.filter(pk=copy.pk).update(damaged_paths=[path.replace("\x00", "") for path in paths])
+        elif copy.state == CopyState.DAMAGED and not result.complete:
+            found.damaged.append(copy.snapshot_id)  # this time what is damaged was not looked at
         else:
             if copy.state == CopyState.MISSING:
                 found.found_again.append(copy.snapshot_id)
             _to(copy, CopyState.PRESENT)
+            if copy.damaged_paths:
+                PointCopy.objects.filter(pk=copy.pk).update(damaged_paths=[])
             verified.append(copy.pk)
     if not result.errors:
         for start in range(0, len(verified), _AT_ONCE):
@@ -220,6 +226,8 @@ def reconcile(repository: Repository, result: VerifyResult, *, since: datetime, 
     found.unknown = sorted(present - known)
     problem = "; ".join([*result.errors[:3], *filter(None, [found.summary()])])
     facts = {"verified_at": now, "problem": problem[:500]}
+    if result.debt_bytes is not None:
+        facts["debt_bytes"] = result.debt_bytes
     if result.stored_bytes:
         facts["stored_bytes"] = result.stored_bytes
     Repository.objects.filter(pk=repository.pk).update(**facts)

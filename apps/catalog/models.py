@@ -73,6 +73,7 @@ class PointCopy(models.Model):
     state = models.CharField(_("state"), max_length=20, choices=CopyState.choices, default=CopyState.PRESENT)
     expire_reason = models.CharField(_("why removed"), max_length=300, blank=True)
     verified_at = models.DateTimeField(_("verified"), null=True, blank=True)
+    damaged_paths = models.JSONField(_("damaged files"), default=list, blank=True)  # the first of them
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

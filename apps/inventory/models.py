@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar
 
+from django.core.validators import MaxValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -171,6 +172,29 @@ class Destination(models.Model):
     sealed = models.BinaryField(null=True, editable=False)  # the secrets, as one sealed JSON object
     secret_names = models.JSONField(default=list, editable=False)
     nodes = models.ManyToManyField(Node, related_name="destinations", verbose_name=_("reached by"))
+    verify_every_days = models.PositiveSmallIntegerField(
+        _("verify every (days)"), default=1, help_text=_("0: never by itself.")
+    )
+    verify_cycle_days = models.PositiveSmallIntegerField(
+        _("read all data within (days)"),
+        default=30,
+        help_text=_("Each verification reads a share, so that all is read within this time. What is late is debt."),
+    )
+    prune_every_days = models.PositiveSmallIntegerField(
+        _("reclaim space every (days)"), default=7, help_text=_("0: never by itself.")
+    )
+    prune_max_minutes = models.PositiveSmallIntegerField(
+        _("reclaiming rewrites for at most (minutes)"), default=120, help_text=_("0: as long as it takes.")
+    )
+    maintenance_from = models.PositiveSmallIntegerField(
+        _("maintenance from (hour, UTC)"), default=1, validators=[MaxValueValidator(23)]
+    )
+    maintenance_until = models.PositiveSmallIntegerField(
+        _("maintenance until (hour, UTC)"),
+        default=6,
+        validators=[MaxValueValidator(23)],
+        help_text=_("It starts within these hours; the same hour twice: at any time."),
+    )
     total_bytes = models.BigIntegerField(_("capacity"), default=0, editable=False)
     free_bytes = models.BigIntegerField(_("free"), default=0, editable=False)
     problem = models.CharField(_("problem"), max_length=500, blank=True, editable=False)
@@ -211,6 +235,9 @@ class Repository(models.Model):
     problem = models.CharField(_("problem"), max_length=500, blank=True, editable=False)
     stored_bytes = models.BigIntegerField(_("stored"), default=0, editable=False)
     verified_at = models.DateTimeField(_("verified"), null=True, editable=False)
+    debt_bytes = models.BigIntegerField(_("verification debt"), null=True, editable=False)  # null = not known
+    pruned_at = models.DateTimeField(_("space reclaimed"), null=True, editable=False)
+    unused_bytes = models.BigIntegerField(_("waste"), null=True, editable=False)  # that the last prune left
     kit_saved_at = models.DateTimeField(_("recovery kit saved"), null=True, editable=False)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 

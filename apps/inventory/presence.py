@@ -109,7 +109,7 @@ def _facts(told: Capabilities) -> dict[str, Any]:
         "protocol": max(0, min(told.protocol, 32767)),
         "hostname": told.hostname[:255],
         "system": told.system[:200],
-        "kinds": [kind.value for kind in told.kinds],
+        "kinds": [str(kind) for kind in told.kinds],
         "drivers": list(told.drivers),
         "told_labels": list(told.labels),
         "roots": told.roots.model_dump(),

@@ -3,8 +3,8 @@
 A task's ``spec`` is checked against the protocol's type when it is made and stored without anything secret: the
 repository's address and password, and the parent of a backup, are added when the task is leased.
 
-Gates: whatever reads or appends shares ``repository:<id>``; forget and init hold it alone. Restores into one place
-exclude one another with ``target:<digest>``.
+Gates: whatever reads or appends shares ``repository:<id>``; forget, prune and init hold it alone. Restores into one
+place exclude one another with ``target:<digest>``.
 """
 
 from __future__ import annotations
@@ -243,10 +243,23 @@ def init(repository: Repository, now: datetime, *, key: str, **facts: Any) -> Ma
     return made, [task(made, 0, TaskKind.INIT, {}, protocol.InitSpec, **alone)]
 
 
-def verify(repository: Repository, now: datetime, *, read_data: bool, **facts: Any) -> Made:
+def verify(
+    repository: Repository, now: datetime, *, read_data: bool, share: float = 0, key: str | None = None, **facts: Any
+) -> Made:
+    """``share``: of the data, least recently read first; 0: all of it."""
     title = _("Verify the repository at %(name)s") % {"name": repository.destination.name}
-    made = _of_repository(JobKind.VERIFY, repository, title, now, **facts)
-    return made, [_reading(made, TaskKind.VERIFY, {"read_data": read_data}, protocol.VerifySpec, repository)]
+    made = _of_repository(JobKind.VERIFY, repository, title, now, key=key, **facts)
+    cycle = timedelta(days=repository.destination.verify_cycle_days)
+    spec = {"read_data": read_data, "share": share, "cycle_s": cycle.total_seconds()}
+    return made, [_reading(made, TaskKind.VERIFY, spec, protocol.VerifySpec, repository)]
+
+
+def prune(repository: Repository, now: datetime, *, key: str | None = None, **facts: Any) -> Made:
+    title = _("Reclaim space at %(name)s") % {"name": repository.destination.name}
+    made = _of_repository(JobKind.PRUNE, repository, title, now, key=key, **facts)
+    spec = {"max_duration_s": 60 * repository.destination.prune_max_minutes}
+    alone = {"repository": repository, "excludes": repository_gate(repository)}
+    return made, [task(made, 0, TaskKind.PRUNE, spec, protocol.PruneSpec, **alone)]
 
 
 def forget(title: str, repository: Repository, copies: Iterable[PointCopy], now: datetime, **facts: Any) -> Made:

@@ -25,6 +25,7 @@ class JobKind(models.TextChoices):
     BROWSE = "browse", _("Read file list")
     EXPIRE = "expire", _("Expire points")
     VERIFY = "verify", _("Verify repository")
+    PRUNE = "prune", _("Reclaim space")
     INIT = "init", _("Prepare repository")
     PROBE = "probe", _("Connection test")
 

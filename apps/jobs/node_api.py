@@ -78,7 +78,7 @@ class NotAllowed(DomainError):
     code = "method-not-allowed"
     status = 405
     default_message = "This address does not take this method."
-    default_hint = "Look at the node API's list of addresses in node_agent/protocol.py."
+    default_hint = "Look at the node API's list of addresses in node_agent/protocol/__init__.py."
 
 
 class Disconnected(Exception):

@@ -62,6 +62,7 @@ def word(key: str) -> str:
         "browse": _("Read list"),
         "forget": _("Remove"),
         "fetch": _("Restore"),
+        "prune": _("Reclaim space"),
     }
     return words.get(key, key.capitalize())
 

@@ -39,6 +39,7 @@ __all__ = [
     "make_ready",
     "open_backup",
     "probe_workload",
+    "prune",
     "restore",
     "retry",
     "test_destination",
@@ -135,6 +136,21 @@ def verify(user: User, repository: Repository, *, read_data: bool = False) -> Jo
     return _start(user, "verify.requested", repository, made, tasks, read_data=read_data)
 
 
+def prune(user: User, repository: Repository) -> Job:
+    """Give back the space of removed points now. It alone uses the repository meanwhile: backups wait."""
+    access.require(user, Right.DELETE, repository)
+    if repository.state == RepositoryState.NEW:
+        raise Conflict(_("This repository has not been made yet."), hint=_("The first backup makes it."))
+    with transaction.atomic():
+        Repository.objects.select_for_update(no_key=True).get(pk=repository.pk)
+        if Job.objects.filter(repository=repository, kind=JobKind.PRUNE, state__in=OPEN).exists():
+            raise Conflict(
+                _("Space is being reclaimed already."), hint=_("Watch it on its job page."), code="already-running"
+            )
+        made, tasks = building.prune(repository, timezone.now(), requested_by=user)
+        return _start(user, "prune.requested", repository, made, tasks)
+
+
 def test_destination(user: User, destination: Destination) -> Job:
     """Each of its nodes looks whether it can write there; a repository that was made is opened, too."""
     access.require(user, Right.OPERATE, destination)
@@ -215,6 +231,8 @@ def _again(user: User, job: Job) -> Job:
         return backup_now(user, workload, full=job.full)
     if job.kind == JobKind.VERIFY and repository:
         return verify(user, repository, read_data=bool(spec.get("read_data")))
+    if job.kind == JobKind.PRUNE and repository:
+        return prune(user, repository)
     if job.kind == JobKind.INIT and repository:
         return _prepare(user, repository)
     if job.kind == JobKind.PROBE:

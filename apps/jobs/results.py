@@ -28,6 +28,7 @@ from node_agent.protocol import (
     InitResult,
     Outcome,
     ProbeResult,
+    PruneResult,
     RestoreResult,
     Result,
     TaskKind,
@@ -47,6 +48,7 @@ FITS: dict[TaskKind, type] = {
     TaskKind.BROWSE: DoneResult,
     TaskKind.FORGET: ForgetResult,
     TaskKind.VERIFY: VerifyResult,
+    TaskKind.PRUNE: PruneResult,
 }
 
 
@@ -73,6 +75,8 @@ def record(job: Job, task: Task, report: CompleteReport, now: datetime) -> Fault
         _forget(job, task, task.repository, result, now)
     elif isinstance(result, VerifyResult):
         return _verify(job, task, result, now)
+    elif isinstance(result, PruneResult):
+        _prune(task, result, now)
     elif isinstance(result, ProbeResult):
         return _probe(job, result, now)
     elif isinstance(result, DownloadResult):
@@ -126,6 +130,12 @@ def _verify(job: Job, task: Task, result: VerifyResult, now: datetime) -> Fault 
         ngettext("The check found %(n)d problem: %(first)s", "The check found %(n)d problems, first: %(first)s", count)
         % {"n": count, "first": (result.errors or result.damaged_snapshots)[0]},
         _("The points that are affected are marked damaged; a new backup stores again what is missing."),
+    )
+
+
+def _prune(task: Task, result: PruneResult, now: datetime) -> None:
+    Repository.objects.filter(pk=task.repository_id).update(
+        pruned_at=now, unused_bytes=result.unused_bytes, stored_bytes=result.stored_bytes
     )
 
 

@@ -23,6 +23,7 @@ from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.check_choice import ReadChoice, VerifiedPacks
 from node_agent.repository.check_packs import Finding, PackCheck
+from node_agent.repository.id_set import IdSet
 from node_agent.repository.index import Index
 from node_agent.repository.polynomial import is_irreducible
 from node_agent.repository.reader import BlobReader
@@ -114,7 +115,7 @@ def check(
         run.snapshots(names)
         run.name_victims()
     finally:
-        run.index.close()
+        run.close()
     return run.report
 
 
@@ -126,10 +127,14 @@ class _Check:
         self.index = Index(repo.files, "check")
         self._reader = BlobReader(repo.files, self.index)
         self._loaded: list[Snapshot] = []
-        self._known: set[bytes] = set()  # trees that were looked at
+        self._known = IdSet()  # trees that were looked at
         self._unreadable: set[bytes] = set()  # those that could not be read
         self._lost: dict[_BlobKey, list[Problem]] = {}
         self._bad_places: set[tuple[str, BlobKind, bytes]] = set()
+
+    def close(self) -> None:
+        self.index.close()
+        self._known.close()
 
     def keys_and_config(self) -> None:
         for info in list(self.repo.backend.list(Kind.KEY)):
@@ -252,9 +257,8 @@ class _Check:
         stack = [root]
         while stack:
             tree_id = stack.pop()
-            if tree_id in self._known:
+            if not self._known.add(tree_id):
                 continue
-            self._known.add(tree_id)
             self.progress.check()
             try:
                 nodes = self._nodes(tree_id)
@@ -279,8 +283,7 @@ class _Check:
         for node in nodes:
             if node.is_dir and node.subtree is None:
                 self._error("tree", tree_id.hex(), f"its directory {node.name!r} has no tree.")
-        wanted = {blob_id for node in nodes for blob_id in node.content}
-        missing = self.index.missing(BlobKind.DATA, wanted)
+        missing = self.index.missing(BlobKind.DATA, (blob_id for node in nodes for blob_id in node.content))
         if missing:
             first = min(missing).hex()
             message = f"data {first} is missing: tree {tree_id.hex()} needs {len(missing)} blobs that no index names."

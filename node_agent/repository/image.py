@@ -18,6 +18,7 @@ from node_agent.errors import SourceError
 from node_agent.items import Extent, Issue, Issues, Severity, TrackingBase
 from node_agent.progress import Progress
 from node_agent.repository.ids import Ids
+from node_agent.repository.image_ahead import Ahead
 from node_agent.repository.image_blocks import (
     BlockList,
     ZeroCover,
@@ -36,7 +37,7 @@ from node_agent.repository.repository import BlobKind, BlobWriter, Repository
 from node_agent.repository.tree import Node, encode_tree, go_mode
 from node_agent.repository.zeros import is_zero
 
-__all__ = ["Comparison", "ImageBackup", "ImageSource", "backup_images"]
+__all__ = ["Ahead", "Comparison", "ImageBackup", "ImageSource", "backup_images"]
 
 SUFFIX = b".raw"
 
@@ -70,6 +71,7 @@ class ImageBackup:
     was_written: Callable[[], bool] | None = None
     base: TrackingBase | None = None
     identity: str = ""
+    ahead: Ahead | None = None  # it is stopped when the source is needed
 
 
 def backup_images(
@@ -181,6 +183,8 @@ class _Store:
     def image(self, image: ImageBackup) -> StoredImage:
         self._progress.set(current=image.name)
         old = self._old_blocks(image)
+        if image.ahead is not None:
+            image.ahead.stop()
         size = image.source.size
         block_size = block_size_for(size, old.block_size if old is not None else None)
         if old is not None and block_size != old.block_size:
@@ -268,7 +272,10 @@ class _Store:
                 self._progress.check()
                 start = number * block_size
                 length = min(block_size, size - start)
-                if cover.covers(start, start + length):
+                if image.ahead is not None and (ready := image.ahead.take(number, block_size)) is not None:
+                    builder.prepared(ready)
+                    self._count_read(length)
+                elif cover.covers(start, start + length):
                     builder.zero(length)
                 else:
                     builder.data(self._read(image.source, start, length))
@@ -280,9 +287,12 @@ class _Store:
 
     def _read(self, source: ImageSource, offset: int, length: int) -> bytes:
         data = source.read(offset, length)
+        self._count_read(length)
+        return data
+
+    def _count_read(self, length: int) -> None:
         self.read_bytes += length
         self._progress.add(read_bytes=length)
-        return data
 
     def _say(self, image: ImageBackup, why: str) -> None:
         text = f"Everything is read, because {why}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from node_agent.repository.ids import SIZE, Ids
+from node_agent.repository.image_ahead import Prepared
 from node_agent.repository.image_blocks import BlockList
 from node_agent.repository.repository import BlobKind, BlobWriter
 from node_agent.repository.writer import Pending
@@ -35,6 +36,14 @@ class ListBuilder:
         self._raw += _NOT_YET
         if len(self._pending) > MAX_PENDING:
             self._settle_one()
+
+    def prepared(self, block: Prepared) -> None:
+        """A block that was hashed and compressed before."""
+        if self._writer.claim(BlobKind.DATA, [block.id]):
+            sealed = self._writer.sealer.seal_plain(BlobKind.DATA, block.id, block.plain, block.raw_length, block.size)
+            self._writer.add_sealed(BlobKind.DATA, [sealed[0]], sealed[1])
+        self._note(block.id)
+        self._raw += block.id
 
     def zero(self, length: int) -> None:
         size, times = length, 1

@@ -27,6 +27,15 @@ class SealedBlob(NamedTuple):
     size: int  # of the content
 
 
+def compressed(data: Buffer, level: int | None) -> tuple[Buffer, int]:
+    """What to seal of data, and the uncompressed length to note (0: stored as it is)."""
+    if level is not None and (level <= _QUICK or len(compress(data, _QUICK)) < len(data)):
+        smaller = compress(data, level)
+        if len(smaller) < len(data):
+            return smaller, len(data)
+    return data, 0
+
+
 class Sealer:
     """Thread-safe. ``level`` None stores data as it is; trees are always compressed."""
 
@@ -37,21 +46,22 @@ class Sealer:
 
     def seal(self, kind: BlobKind, blob_id: bytes, data: Buffer) -> tuple[SealedBlob, bytearray]:
         """Raises DamagedError when it was opened again and is something else."""
-        plain, raw_length = self._compressed(kind, data)
+        return self.seal_plain(kind, blob_id, *self._compressed(kind, data), len(data))
+
+    def seal_plain(
+        self, kind: BlobKind, blob_id: bytes, plain: Buffer, raw_length: int, size: int
+    ) -> tuple[SealedBlob, bytearray]:
+        """What was compressed already, or is to be stored as it is (``raw_length`` 0). Raises as :meth:`seal`."""
         sealed = self._key.seal(plain)
         if kind is BlobKind.TREE or blob_id[0] < self._sample:
             open_blob(self._key, "(not yet stored)", PackedBlob(kind, blob_id, 0, len(sealed), raw_length), sealed)
-        return SealedBlob(blob_id, len(sealed), raw_length, len(data)), sealed
+        return SealedBlob(blob_id, len(sealed), raw_length, size), sealed
 
     def _compressed(self, kind: BlobKind, data: Buffer) -> tuple[Buffer, int]:
         """What to seal, and the uncompressed length to note (0: stored as it is)."""
         if kind is BlobKind.TREE:
             return compress(data, _TREE_LEVEL), len(data)  # always, else stock prune repacks it for ever
-        if self._level is not None and (self._level <= _QUICK or len(compress(data, _QUICK)) < len(data)):
-            smaller = compress(data, self._level)
-            if len(smaller) < len(data):
-                return smaller, len(data)
-        return data, 0
+        return compressed(data, self._level)
 
     def to_wire(self) -> tuple[bytes, bytes, bytes, int | None, int]:
         """For another process of ours, over a channel that nobody else can read: the key is in it."""

@@ -17,6 +17,7 @@ from node_agent.tasks import (
     import_,
     init,
     probe,
+    prune,
     restore,
     store,
     verify,
@@ -37,6 +38,7 @@ VERBS: dict[TaskKind, Callable[[TaskContext, Any], Result]] = {
     TaskKind.BROWSE: browse.run,
     TaskKind.FORGET: forget.run,
     TaskKind.VERIFY: verify.run,
+    TaskKind.PRUNE: prune.run,
 }
 
 

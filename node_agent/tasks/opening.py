@@ -29,7 +29,7 @@ def open_repository(
 ) -> Iterator[tuple[Repository, Lock]]:
     """For writing (append, or ``exclusive`` for removing). The index is loaded under the lock."""
     with ExitStack() as stack:
-        repo = stack.enter_context(_opened(context, access, bandwidth_bytes_s))
+        repo = stack.enter_context(opened(context, access, bandwidth_bytes_s))
         lock = _locked(context, repo, stack, exclusive=exclusive)
         repo.load_index()
         yield repo, lock
@@ -39,7 +39,7 @@ def open_repository(
 def open_for_reading(context: TaskContext, access: RepositoryAccess, *, index: bool = True) -> Iterator[Repository]:
     """A destination that cannot be written can still be restored from: then without a lock."""
     with ExitStack() as stack:
-        repo = stack.enter_context(_opened(context, access, 0))
+        repo = stack.enter_context(opened(context, access, 0))
         _locked(context, repo, stack, exclusive=False, read_only_ok=True)
         if index:
             repo.load_index()
@@ -54,7 +54,8 @@ def open_store(context: TaskContext, url: str, options: Mapping[str, str]) -> Ba
     return open_backend(context.guard.repository(url, options), options, env)
 
 
-def _opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int) -> Repository:
+def opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int = 0) -> Repository:
+    """The right repository, without a lock."""
     backend = open_store(context, access.url, access.options)
     if bandwidth_bytes_s:
         backend = ThrottledBackend(backend, bandwidth_bytes_s, context.progress.check)

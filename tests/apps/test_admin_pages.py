@@ -396,6 +396,16 @@ def test_a_platforms_page_shows_what_is_protected_on_it_and_whether_its_node_is_
     assert world.beta.workload.name not in text
 
 
+def test_a_damaged_point_is_not_offered_for_restore(client, world):
+    alpha = world.alpha
+    offered = f"{reverse('admin:restore_new')}?point={alpha.point.pk}"
+    assert offered in client.get(page(Workload, "change", alpha.workload.pk)).content.decode()
+    PointCopy.objects.filter(point=alpha.point).update(state="damaged")
+    text = client.get(page(Workload, "change", alpha.workload.pk)).content.decode()
+    assert "Damaged" in text
+    assert offered not in text
+
+
 def test_the_last_hours_show_each_outcome_in_its_share():
     hour = figures.Hour(begins=timezone.now(), succeeded=9, failed=1)
     assert hour.parts == [("bad", 1), ("ok", 9)]

@@ -18,7 +18,7 @@ from node_agent.errors import SourceError
 from node_agent.items import Extent, Issues
 from node_agent.progress import Progress
 from node_agent.repository.files_browse import find_node
-from node_agent.repository.image import Comparison, ImageBackup
+from node_agent.repository.image import Ahead, Comparison, ImageBackup
 from node_agent.repository.image_blocks import (
     ZeroCover,
     block_size_for,
@@ -269,6 +269,64 @@ def test_an_extent_outside_of_the_image_is_refused(tmp_path: Path, extent: Exten
     first = store(repo, random_disk())
     with pytest.raises(SourceError, match="outside"):
         store(repo, random_disk(), [extent], parent=first.snapshot_id)
+
+
+# --- read ahead, while the repository is being opened ---
+
+
+def ahead(repo: Repository, disk: Disk, changed: Sequence[Extent], parent: str) -> BackupResult:
+    reader = Ahead(disk, changed, "auto")
+    reader._workers.shutdown(wait=True)  # until it has read all
+    return back_up_images(repo, ImageBackup("d", disk, changed, ahead=reader), parent=parent)
+
+
+def test_what_was_read_ahead_is_not_read_again(tmp_path: Path) -> None:
+    repo, disk = new_repo(tmp_path / "repo"), random_disk(10 * MIB + 77)
+    first = store(repo, disk)
+    for block in (2, 5, 6):
+        disk.content[block * MIB : (block + 1) * MIB] = os.urandom(MIB // 2) + bytes(MIB // 2)
+    disk.content[6 * MIB : 7 * MIB] = bytes(MIB)
+    disk.content[-1] ^= 1
+    disk.read_ranges.clear()
+    changed = [Extent(2 * MIB, 1), Extent(5 * MIB, 2 * MIB), Extent(10 * MIB, 77)]
+    result = ahead(repo, disk, changed, first.snapshot_id)
+    assert sorted(start for start, _ in disk.read_ranges) == [2 * MIB, 5 * MIB, 6 * MIB, 10 * MIB]
+    assert bytes_of(repo, result.snapshot_id, tmp_path / "out") == disk.content
+    again = ahead(repo, disk, changed, result.snapshot_id)
+    assert again.new_bytes < 10_000  # known blocks are not stored again; the root tree has another time
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_blocks_of_another_size_than_the_parents_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, disk = new_repo(tmp_path / "repo"), random_disk(12 * MIB)
+    monkeypatch.setattr("node_agent.repository.image_blocks.MAX_BLOCKS", 4)
+    first = store(repo, disk)
+    monkeypatch.undo()
+    disk.content[0] ^= 1
+    result = ahead(repo, disk, [Extent(0, 1)], first.snapshot_id)
+    assert (result.block_size, result.read_bytes) == (4 * MIB, 4 * MIB)
+    assert bytes_of(repo, result.snapshot_id, tmp_path / "out") == disk.content
+
+
+def test_what_cannot_be_read_ahead_fails_where_it_is_needed(tmp_path: Path) -> None:
+    class Failing(Disk):
+        def read(self, offset: int, length: int) -> bytes:
+            raise SourceError("The disk cannot be read.")
+
+    repo = new_repo(tmp_path / "repo")
+    first = store(repo, random_disk())
+    with pytest.raises(SourceError, match="cannot be read"):
+        ahead(repo, Failing(bytes(random_disk().content)), [Extent(0, 1)], first.snapshot_id)
+    assert len(list_snapshots(repo)) == 1
+
+
+def test_reading_ahead_holds_no_more_than_it_may() -> None:
+    disk = random_disk(40 * MIB)
+    reader = Ahead(disk, [Extent(0, 40 * MIB)], "off", limit=3 * MIB)
+    reader._workers.shutdown(wait=True)
+    assert disk.read_bytes <= 5 * MIB  # the limit, and what two threads had in hand
 
 
 # --- which parent may be trusted ---

@@ -136,6 +136,16 @@ class RepositoryAdmin(ReadOnlyAdmin):
             question=gettext_lazy("Checks that every restore point is whole in the repository."),
             when=lambda repository: repository.state != RepositoryState.NEW,
         ),
+        "prune": Verb(
+            label=gettext_lazy("Reclaim space"),
+            icon="cleaning_services",
+            right=Right.DELETE,
+            run=lambda request, repository, _data: requests.prune(request.user, repository),
+            question=gettext_lazy(
+                "Data that no restore point needs any more is removed. Backups into this repository wait meanwhile."
+            ),
+            when=lambda repository: repository.state != RepositoryState.NEW,
+        ),
     }
 
     def page_context(self, request: HttpRequest, obj: Repository) -> dict[str, Any]:

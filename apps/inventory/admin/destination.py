@@ -69,6 +69,14 @@ HELP = {
     "limit-windows": gettext_lazy("For example: mon-fri 08:00-18:00=2M/10M, 22:00-06:00=0 (upload/download)."),
     "access-key-id": gettext_lazy("Without a key the node uses its own credentials, or the machine's role."),
 }
+MAINTENANCE = [
+    "verify_every_days",
+    "verify_cycle_days",
+    "prune_every_days",
+    "prune_max_minutes",
+    "maintenance_from",
+    "maintenance_until",
+]
 LONG = ("cacert", "private-key", "service-account-key")
 
 
@@ -99,7 +107,7 @@ def _field(name: str, part: str) -> forms.CharField:
 class DestinationForm(ScopedForm):
     class Meta:
         model = Destination
-        fields = ["tenant", "name", "kind", "nodes", "path"]
+        fields = ["tenant", "name", "kind", "nodes", "path", *MAINTENANCE]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,6 +117,8 @@ class DestinationForm(ScopedForm):
         for name, field in self._store_fields("secrets"):
             if name in self.instance.secret_names:
                 field.help_text = _("It is set and is never shown. Leave this empty to keep it.")
+        for name in self.fields.keys() & set(MAINTENANCE):
+            self.fields[name].required = False
         if "kind" in self.fields and not self.instance._state.adding:
             self.fields["kind"].disabled = True
 
@@ -117,6 +127,9 @@ class DestinationForm(ScopedForm):
 
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
+        for name in MAINTENANCE:  # left empty: as it is, and of a new one the default
+            if name in self.fields and self.cleaned_data.get(name, 0) is None:
+                self.cleaned_data[name] = getattr(self.instance, name)
         kind = self.cleaned_data.get("kind") or self.instance.kind
         given = {STORE_FIELDS[key]: value for key, value in self.cleaned_data.items() if key in STORE_FIELDS and value}
         self.options = self._checked(
@@ -187,6 +200,7 @@ class DestinationAdmin(GrantedAdmin):
             gettext_lazy("Access"),
             {"fields": [name for name in STORE_FIELDS if STORE_FIELDS[name] not in stores.COMMON]},
         ),
+        (gettext_lazy("Maintenance"), {"fields": MAINTENANCE}),
         (gettext_lazy("Limits"), {"fields": [field_name(name) for name in stores.COMMON]}),
     ]
     conditional_fields: ClassVar = {

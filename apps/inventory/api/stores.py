@@ -72,6 +72,12 @@ class DestinationSerializer(ScopedSerializer):
             "secrets",
             "secret_names",
             "nodes",
+            "verify_every_days",
+            "verify_cycle_days",
+            "prune_every_days",
+            "prune_max_minutes",
+            "maintenance_from",
+            "maintenance_until",
             "total_bytes",
             "free_bytes",
             "problem",
@@ -149,6 +155,9 @@ class RepositorySerializer(ScopedSerializer):
             "problem",
             "stored_bytes",
             "verified_at",
+            "debt_bytes",
+            "pruned_at",
+            "unused_bytes",
             "kit_saved_at",
             "created_at",
         )
@@ -176,6 +185,14 @@ class RepositoryViewSet(ReadScopedViewSet):
         repository = self.get_object()
         values = self.body(VerifySerializer)
         return start(request, lambda: requests.verify(request.user, repository, read_data=values["read_data"]))
+
+    @long_work(NoBody)
+    @action(detail=True, methods=["post"])
+    def prune(self, request: Request, pk: str) -> Response:
+        """Gives back the space of removed points, as a job that has the repository for itself."""
+        repository = self.get_object()
+        self.body(NoBody)
+        return start(request, lambda: requests.prune(request.user, repository))
 
     @extend_schema(request=NoBody, responses={(200, "text/plain"): OpenApiResponse(OpenApiTypes.STR)})
     @action(detail=True, methods=["post"])

@@ -1,0 +1,146 @@
+"""What is to be done: one spec for each kind of task."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from node_agent.protocol.kinds import TaskKind
+from node_agent.protocol.wire import Wire
+
+
+class RepositoryAccess(Wire):
+    """Where a repository lies and how it opens. The password lives in memory only."""
+
+    repository: UUID  # the server's id of it
+    url: str
+    options: dict[str, str] = Field(default={}, repr=False)  # of the store, credentials among them
+    password: str = Field(repr=False)
+    repository_id: str = ""  # restic's config id; "" before the init task; must match when given
+
+
+class Parent(Wire):
+    snapshot_id: str
+    tree_id: str
+
+
+class ProbeSpec(Wire):
+    kind: Literal[TaskKind.PROBE] = TaskKind.PROBE
+    driver: str = ""  # "files", "image" or "" for a destination
+    path: str
+    repository_url: str = ""
+    options: dict[str, str] = Field(default={}, repr=False)
+    password: str = Field(default="", repr=False)
+
+
+class InitSpec(Wire):
+    kind: Literal[TaskKind.INIT] = TaskKind.INIT
+    repository: RepositoryAccess
+
+
+class BackupSource(Wire):
+    driver: str
+    paths: list[str]  # files: roots of the tree; image: one disk image file
+    excludes: list[str] = []
+    disk: str = "disk"  # image: name of the disk in the snapshot
+    format: str = ""  # image: raw, qcow2 …; "" = look
+    one_file_system: bool = False
+
+
+class BackupSpec(Wire):
+    kind: Literal[TaskKind.BACKUP, TaskKind.STORE] = TaskKind.BACKUP
+    workload: UUID
+    workload_name: str
+    point: UUID  # id of the restore point to be; also the tag brs.point
+    source: BackupSource
+    repository: RepositoryAccess
+    host: str  # snapshot's hostname: identifies the workload
+    snapshot_paths: list[str]  # snapshot's paths: identifies the workload
+    tags: list[str]
+    parent: Parent | None = None  # newest complete point of this workload in this repository
+    full: bool = False  # read everything, trust nothing remembered
+    send_directories: bool = True
+    staging: str = ""  # STORE: name of the staged export on this node
+    bandwidth_bytes_s: int = 0
+
+
+class ExportSpec(Wire):
+    kind: Literal[TaskKind.EXPORT] = TaskKind.EXPORT
+    workload: UUID
+    workload_name: str
+    source: BackupSource
+    staging: str
+
+
+class RestoreTarget(Wire):
+    """Where restored data goes: a folder on the node, or (in place) the paths it came from."""
+
+    driver: str
+    path: str  # folder; for images the file to write
+    in_place: bool = False
+    overwrite: Literal["never", "changed", "always"] = "never"
+    format: str = "raw"  # image: raw or qcow2
+
+
+class RestoreSpec(Wire):
+    kind: Literal[TaskKind.RESTORE, TaskKind.FETCH, TaskKind.IMPORT] = TaskKind.RESTORE
+    workload_name: str
+    repository: RepositoryAccess | None = None  # none for IMPORT
+    snapshot_id: str = ""
+    include: list[str] = []  # paths in the snapshot (Go-quoted like the tree's names); empty = all
+    strip: str = ""  # leading path that is not recreated below the target
+    target: RestoreTarget
+    verify: bool = False
+    staging: str = ""
+
+
+class DownloadSpec(Wire):
+    kind: Literal[TaskKind.DOWNLOAD] = TaskKind.DOWNLOAD
+    repository: RepositoryAccess
+    snapshot_id: str
+    path: str
+    max_bytes: int
+
+
+class BrowseSpec(Wire):
+    kind: Literal[TaskKind.BROWSE] = TaskKind.BROWSE
+    repository: RepositoryAccess
+    snapshot_id: str
+
+
+class ForgetSpec(Wire):
+    kind: Literal[TaskKind.FORGET] = TaskKind.FORGET
+    repository: RepositoryAccess
+    snapshot_ids: list[str]
+
+
+class VerifySpec(Wire):
+    kind: Literal[TaskKind.VERIFY] = TaskKind.VERIFY
+    repository: RepositoryAccess
+    read_data: bool = False
+    share: float = Field(default=0, ge=0, le=1)  # of the data, least recently proven first; 0 = all of it
+    cycle_s: float = Field(default=0, ge=0)  # data not proven for that long is debt
+    max_duration_s: float = Field(default=0, ge=0)  # of reading; 0 = no limit
+
+
+class PruneSpec(Wire):
+    kind: Literal[TaskKind.PRUNE] = TaskKind.PRUNE
+    repository: RepositoryAccess
+    max_duration_s: float = Field(default=0, ge=0)  # of rewriting; what is left is for the next time
+
+
+Spec = Annotated[
+    ProbeSpec
+    | InitSpec
+    | BackupSpec
+    | ExportSpec
+    | RestoreSpec
+    | DownloadSpec
+    | BrowseSpec
+    | ForgetSpec
+    | VerifySpec
+    | PruneSpec,
+    Field(discriminator="kind"),
+]
