@@ -25,10 +25,16 @@ class Counters:
     read_bytes: int = 0  # really read from the source
     new_bytes: int = 0  # content not in the repository before, uncompressed
     stored_bytes: int = 0  # what was added to the repository, compressed and sealed
+    waiting_bytes: int = 0  # of done_bytes: in memory, on the way to the store
     total_files: int = 0
     done_files: int = 0
     left_out: int = 0
     current: str = ""  # printable name of what is at work
+
+    @property
+    def settled_bytes(self) -> int:
+        """Of total_bytes: in the store, or known to be there. What a bar may show as done."""
+        return max(0, self.done_bytes - self.waiting_bytes)
 
 
 @dataclass(slots=True)

@@ -320,7 +320,7 @@ class RunOutlet:
 
 
 class _Rate:
-    """Bytes a second of ``done_bytes``, smoothed over some seconds."""
+    """Bytes a second of what is settled, smoothed over some seconds."""
 
     def __init__(self) -> None:
         self._at, self._bytes, self._rate = time.monotonic(), 0, 0.0
@@ -328,9 +328,9 @@ class _Rate:
     def of(self, counters: Counters) -> float:
         now = time.monotonic()
         if now - self._at >= 0.5:
-            fresh = max(0, counters.done_bytes - self._bytes) / (now - self._at)
+            fresh = max(0, counters.settled_bytes - self._bytes) / (now - self._at)
             self._rate = fresh if self._rate == 0 else 0.7 * self._rate + 0.3 * fresh
-            self._at, self._bytes = now, counters.done_bytes
+            self._at, self._bytes = now, counters.settled_bytes
         return self._rate
 
 

@@ -10,7 +10,9 @@ from django.utils.translation import gettext as _
 
 from apps.jobs.models import ACTIVE, State, Task
 
-# Phases of a task in their order. A streaming backup is one task in which Export and Store run at once.
+# Phases of a task in their order. A streaming backup is one task in which Export and Store run at once: what is read
+# is shown at Export, what is in the store at Store, and Export is complete when all is read.
+STREAM = "backup"
 PHASES = {
     "backup": ("export", "store"),
     "export": ("export",),
@@ -74,17 +76,22 @@ def pipeline(tasks: Sequence[Task]) -> list[Stage]:
 def _stages(task: Task) -> list[Stage]:
     keys = PHASES.get(task.kind, (task.kind,))
     reached = keys.index(task.phase) if task.phase in keys else 0
+    if task.kind == STREAM and task.state in ACTIVE and reached:
+        return [_stream_stage(task, key) for key in keys]
     return [_stage(task, key, number, reached) for number, key in enumerate(keys)]
 
 
 def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
     last = len(PHASES.get(task.kind, (key,))) - 1
     shown = number == (reached if task.state in ACTIVE else last)  # a task has one set of figures
-    figures = task.progress or {} if shown else {}
+    return _stage_of(task, key, _state(task, number, reached), task.progress or {} if shown else {})
+
+
+def _stage_of(task: Task, key: str, state: str, figures: dict[str, Any]) -> Stage:
     return Stage(
         key=key,
         word=word(key),
-        state=_state(task, number, reached),
+        state=state,
         task_id=str(task.pk),
         node=task.node.name if task.node else "",
         done_bytes=int(figures.get("done_bytes") or 0),
@@ -95,6 +102,17 @@ def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
         error=task.error_message,
         hint=task.error_hint,
     )
+
+
+def _stream_stage(task: Task, key: str) -> Stage:
+    figures = dict(task.progress or {})
+    if key == "export":
+        read, total = int(figures.get("exported_bytes") or 0), int(figures.get("total_bytes") or 0)
+        figures |= {"done_bytes": read, "rate_bytes_s": 0, "current": figures.get("current", "")}
+        state = State.SUCCEEDED if total and read >= total else State.RUNNING
+    else:
+        figures, state = figures | {"current": ""}, State.RUNNING
+    return _stage_of(task, key, str(state), figures)
 
 
 def _state(task: Task, number: int, reached: int) -> str:

@@ -22,7 +22,8 @@ class ProgressReport(Wire):
     token: str
     phase: str = ""  # "export", "store", "restore", "import", "verify" …
     total_bytes: int = 0
-    done_bytes: int = 0
+    done_bytes: int = 0  # of total_bytes: in the store, or known to be there
+    exported_bytes: int = 0  # of total_bytes: read, or known; runs ahead of done_bytes while a stream is stored
     read_bytes: int = 0
     new_bytes: int = 0
     stored_bytes: int = 0

@@ -65,6 +65,7 @@ class PackBuilder:
     blobs: list[PackedBlob] = field(default_factory=list)
     parts: list[Buffer] = field(default_factory=list)
     size: int = 0
+    content_bytes: int = 0  # before compression
 
     def add(self, blob_id: bytes, sealed: Buffer, raw_length: int) -> None:
         self.blobs.append(PackedBlob(self.kind, blob_id, self.size, len(sealed), raw_length))

@@ -206,10 +206,12 @@ class BlobWriter:
 
     def _in_background(self, work: Callable[..., T], *args: object, size: int) -> Future[T]:
         self._budget.acquire(size, self._still_wanted)
+        self._progress.add(waiting_bytes=size)
         try:
             return self._workers.submit(work, *args)
         except BaseException:
             self._budget.release(size)
+            self._progress.add(waiting_bytes=-size)
             raise
 
     def save(self, kind: BlobKind, data: Buffer) -> Saved:
@@ -253,6 +255,7 @@ class BlobWriter:
             self._error = self._error or error
             raise
         finally:
+            self._progress.add(waiting_bytes=-size)
             self._budget.release(size)
 
     def _store_checked(self, blobs: Sequence[_Blob]) -> list[Saved]:
@@ -293,6 +296,11 @@ class BlobWriter:
             self._dispatch(builder)
         self._progress.add(new_bytes=sum(blob.size for blob in blobs), stored_bytes=len(sealed))
 
+    def _waits(self, kind: BlobKind, size: int) -> None:
+        """Content that is sealed and not in the store yet (negative: it has come there). Trees are nobody's bytes."""
+        if kind is BlobKind.DATA:
+            self._progress.add(waiting_bytes=size)
+
     def _claim(self, keys: Sequence[_Key]) -> set[_Key]:
         """Those that are this caller's to store: in no index, and claimed by nobody else."""
         with self._state:
@@ -323,7 +331,10 @@ class BlobWriter:
                 ready.append(builder)
             else:
                 self._builders[kind] = builder
-            self.new_bytes += sum(blob.size for blob in blobs)
+            content = sum(blob.size for blob in blobs)
+            builder.content_bytes += content
+            self._waits(kind, content)
+            self.new_bytes += content
             self.stored_bytes += len(sealed)
             self.new_blobs += len(blobs)
         return ready
@@ -343,6 +354,7 @@ class BlobWriter:
             name, parts = builder.finish(self._files.key)
             self._guard()
             self._files.backend.put(Kind.PACK, name, parts)
+            self._waits(builder.kind, -builder.content_bytes)
             builder.parts.clear()
             waiting = sum(len(blobs) for _, blobs in self._unindexed)
             if waiting + len(builder.blobs) > MAX_BLOBS:

@@ -290,3 +290,26 @@ def test_a_disk_that_fills_up_leaves_a_clean_repository_and_can_still_be_read(tm
             pass
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_is_shown_as_done_is_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow store must not be outrun by the bar: what waits in memory is not settled."""
+    repo, progress, opened = new_repo(tmp_path / "repo"), Progress(), threading.Event()
+    put = LocalBackend.put
+
+    def slow(self: LocalBackend, kind: Kind, name: str, parts: object) -> None:
+        if kind is Kind.PACK:
+            assert opened.wait(60)
+        put(self, kind, name, parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalBackend, "put", slow)
+    with repo.lock(), repo.writer(progress) as writer:
+        for _ in range(20):
+            progress.add(done_bytes=1 << 20)
+            writer.submit(BlobKind.DATA, os.urandom(1 << 20)).result()
+        progress.add(done_bytes=500)  # known to be there: settled at once
+        assert progress.counters.settled_bytes == 500
+        opened.set()
+        writer.flush()
+        assert progress.counters.settled_bytes == progress.counters.done_bytes == (20 << 20) + 500
+        assert progress.counters.waiting_bytes == 0

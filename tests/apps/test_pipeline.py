@@ -1,0 +1,40 @@
+"""A job's way as people see it: what is shown as done is done."""
+
+from __future__ import annotations
+
+import pytest
+
+from apps.jobs.models import Job, State, Task
+from apps.jobs.pipeline import pipeline
+
+
+def task(kind: str = "backup", state: str = State.RUNNING, phase: str = "store", **figures) -> Task:
+    told = {"total_bytes": 1000, "done_bytes": 300, "exported_bytes": 700, "rate_bytes_s": 100} | figures
+    return Task(job=Job(), kind=kind, state=state, phase=phase, progress=told)
+
+
+def test_a_stream_is_read_and_stored_at_once_each_with_its_own_bar():
+    export, store = pipeline([task()])
+    assert (export.state, export.percent, export.eta_s) == ("running", 70, None)
+    assert (store.state, store.percent, store.eta_s) == ("running", 30, 7)
+
+
+def test_export_is_complete_when_all_is_read_and_store_still_runs():
+    export, store = pipeline([task(exported_bytes=1000)])
+    assert (export.state, export.percent) == ("succeeded", 100)
+    assert (store.state, store.percent) == ("running", 30)
+
+
+def test_before_the_first_byte_is_stored_the_store_waits():
+    export, store = pipeline([task(phase="export", done_bytes=0, exported_bytes=0)])
+    assert (export.state, store.state) == ("running", "queued")
+
+
+def test_an_older_node_that_tells_no_export_is_not_said_to_have_read_all():
+    export, _store = pipeline([task(exported_bytes=0)])
+    assert (export.state, export.percent) == ("running", 0)
+
+
+@pytest.mark.parametrize("end", [State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED])
+def test_the_end_is_the_end_of_both(end):
+    assert [stage.state for stage in pipeline([task(state=end)])] == [end, end]
