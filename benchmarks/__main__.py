@@ -33,7 +33,8 @@ def write_page(bench: Bench, began: datetime, load: Sequence[float], minutes: fl
     )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    table = render(bench.rows)
+    below = f"\n\nRandom access:\n\n```\n{bench.below.strip()}\n```" if bench.below else ""
+    table = render(bench.rows) + below
     PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{table}\n\n{END}{after}")
     return f"{made}\n\n{table}"
 

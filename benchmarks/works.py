@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class Bench:
         self.brs = next(program for program in self.programs if isinstance(program, Brs))
         self.rows: list[Row] = []
         self.told: list[str] = []  # what the data took
+        self.below = ""  # what stands below the table
         self.image = work / "disk.raw"
         self.larger = work / "larger" / "disk.raw"
         self.listing = work / "extents.json"
@@ -273,9 +275,12 @@ class Bench:
         self.clear("first")
 
     def random_access(self) -> None:
-        """Prints its own figures: rates, not a time."""
-        if find_spec("benchmarks.random_access") is not None:
-            self.told.append("random-access reader: python -m benchmarks.random_access")
+        """A program of its own, whose figures are rates: what it prints stands below the table."""
+        if find_spec("benchmarks.random_access") is None:
+            return
+        command = [sys.executable, "-m", "benchmarks.random_access"]
+        env = os.environ | self.brs.env | {"BENCH_DIR": str(self.work)}
+        self.below = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _warm(path: Path) -> None:

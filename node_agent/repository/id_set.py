@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from node_agent.repository.local_db import open_database
 
 _CACHE_KIB = 32 << 10
 _BATCH = 1000
+_SORTED_AT_ONCE = 50_000  # neighbours in the table are met one after the other
 
 
 class IdSet:
@@ -30,7 +32,9 @@ class IdSet:
         return self._db.execute(self._insert, (blob_id, *numbers)).rowcount == 1
 
     def update(self, ids: Iterable[bytes]) -> None:
-        self._db.executemany(self._insert, ((blob_id,) for blob_id in ids))
+        iterator = iter(ids)
+        while many := set(islice(iterator, _SORTED_AT_ONCE)):  # a list of a disk names its block of zeros often
+            self._db.executemany(self._insert, ((blob_id,) for blob_id in sorted(many)))
 
     def numbers(self, blob_id: bytes) -> tuple[int, ...] | None:
         """None for an id that is not in."""

@@ -11,12 +11,14 @@ from itertools import islice
 
 from node_agent.errors import DamagedError
 from node_agent.progress import Progress
+from node_agent.repository.ids import SIZE, Ids, lift
 from node_agent.repository.local_db import open_database
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.strict_json import parse_json
 
 BATCH = 1000  # keys in one statement
+_ADDED_AT_ONCE = 50_000
 _TREES_AT_ONCE = 256
 _CACHE_KIB = 96 << 10
 _SCHEMA = """
@@ -67,7 +69,8 @@ class Reachable:
             del stack[-_TREES_AT_ONCE:]
             for tree_id, content in reader.load_many(BlobKind.TREE, batch):
                 data, trees = references(tree_id, content)
-                self._add([key_of(BlobKind.DATA, blob_id) for blob_id in data])
+                for many in batches(data, _ADDED_AT_ONCE):
+                    self._add([key_of(BlobKind.DATA, blob_id) for blob_id in many])
                 stack += self._take_trees(trees)
 
     def keys(self, where: str = "1") -> Iterator[bytes]:
@@ -94,25 +97,31 @@ class Reachable:
         self.db.executemany("INSERT OR IGNORE INTO used (key) VALUES (?)", [(key,) for key in sorted(set(keys))])
 
 
-def references(tree_id: bytes, content: bytes) -> tuple[list[bytes], list[bytes]]:
+def references(tree_id: bytes, content: bytes) -> tuple[Sequence[bytes], list[bytes]]:
     """Ids of the data and of the trees that a tree names. Raises DamagedError."""
     data: list[bytes] = []
+    many: list[bytes] = []  # of long lists, all ids of one together
     trees: list[bytes] = []
     try:
-        for node in parse_json(content)["nodes"] or ():
-            data += map(bytes.fromhex, node.get("content") or ())
+        small, lists = lift(content)
+        for node in parse_json(small)["nodes"] or ():
+            ids = node.get("content")
+            if type(ids) is int and 0 <= ids < len(lists):
+                many.append(lists[ids].raw)
+            else:
+                data += map(bytes.fromhex, ids or ())
             if subtree := node.get("subtree"):
                 trees.append(bytes.fromhex(subtree))
-        if any(len(blob_id) != 32 for ids in (data, trees) for blob_id in ids):
+        if any(len(blob_id) != SIZE for ids in (data, trees) for blob_id in ids):
             raise ValueError("an id is not 32 bytes")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"tree {tree_id.hex()} is damaged: {error}.") from error
-    return data, trees
+    return Ids(b"".join([*data, *many])) if many else data, trees
 
 
-def batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+def batches(keys: Iterable[bytes], size: int = BATCH) -> Iterator[list[bytes]]:
     iterator = iter(keys)
-    while batch := list(islice(iterator, BATCH)):
+    while batch := list(islice(iterator, size)):
         yield batch
 
 

@@ -18,7 +18,8 @@ _BATCH = 4096
 _MAX_RUN = 4 << 20  # bytes of one ranged read, unless one blob is larger
 _MAX_GAP = 256 << 10  # unwanted bytes that are cheaper to read than to skip
 _WORKERS = 2
-_AHEAD = 6  # runs in flight, so that memory stays below some 50 MiB
+_AHEAD = 6  # runs in flight
+_MAX_HELD = 48 << 20  # bytes of content in flight, unless one blob is larger: lists of disks compress very well
 
 Loaded = list[tuple[bytes, bytes]]
 
@@ -59,12 +60,16 @@ class BlobReader:
         wanted = iter(ids)
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="load") as pool:
             pending: deque[Future[Loaded]] = deque()
+            sizes: deque[int] = deque()
             try:
                 while batch := set(islice(wanted, _BATCH)):
-                    for run in self._plan(kind, batch):
-                        pending.append(pool.submit(self._load_run, run))
-                        if len(pending) >= _AHEAD:
+                    for run in _parts(self._plan(kind, batch)):
+                        size = sum(blob.size for blob in run.blobs)
+                        while pending and (len(pending) >= _AHEAD or sum(sizes) + size > _MAX_HELD):
+                            sizes.popleft()
                             yield from pending.popleft().result()
+                        pending.append(pool.submit(self._load_run, run))
+                        sizes.append(size)
                 while pending:
                     yield from pending.popleft().result()
             finally:
@@ -119,3 +124,17 @@ class BlobReader:
                 raise
         sealed = self._files.backend.get(Kind.PACK, location.pack, blob.offset, blob.length)
         return open_blob(self._files.key, location.pack, blob, sealed)
+
+
+def _parts(runs: Iterable[_Run]) -> Iterator[_Run]:
+    """The runs, cut so that the content of none is larger than may be held."""
+    for run in runs:
+        blobs: list[PackedBlob] = []
+        size = 0
+        for blob in run.blobs:
+            if blobs and size + blob.size > _MAX_HELD:
+                yield _Run(run.pack, blobs)
+                blobs, size = [], 0
+            blobs.append(blob)
+            size += blob.size
+        yield _Run(run.pack, blobs)

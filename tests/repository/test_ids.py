@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node_agent.errors import DamagedError
 from node_agent.repository.ids import LARGE, Ids, lift
+from node_agent.repository.reachable import references
 from node_agent.repository.tree import Node, decode_tree, encode_tree
 
 MANY = [hashlib.sha256(b"%d" % number).digest() for number in range(LARGE + 5)]
@@ -65,6 +67,21 @@ def test_a_list_that_is_not_quite_one_is_judged_as_json_is(place: int, byte: byt
             decode_tree(bytes(text))
     else:
         assert decode_tree(bytes(text))[0].content == wanted
+
+
+@pytest.mark.parametrize("last", ["00" * 32, "00" * 31, "00" * 64, ""])
+def test_what_a_tree_refers_to_is_the_same_by_both_ways(last: str) -> None:
+    long = {"name": "a", "content": [blob_id.hex() for blob_id in MANY]}
+    short = {"name": "b", "content": [last], "subtree": MANY[1].hex()}
+    text = json.dumps({"nodes": [long, short]}, separators=(",", ":")).encode()
+    if len(last) != 64:
+        with pytest.raises(DamagedError):
+            references(MANY[0], text)
+        return
+    data, trees = references(MANY[0], text)
+    assert isinstance(data, Ids)
+    assert set(data) == {*MANY, bytes(32)}
+    assert trees == [MANY[1]]
 
 
 def test_a_name_that_looks_like_a_list_is_a_name() -> None:

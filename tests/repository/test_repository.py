@@ -20,6 +20,7 @@ from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.crypto import Key
 from node_agent.repository.keys import add_key
+from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import BlobKind, Config, Repository
 from node_agent.repository.sealed import SealedFiles
 from tests.repository.core_world import FAST, PASSWORD, flip, new_repo, open_repo, store, stored
@@ -213,3 +214,24 @@ def test_a_recreated_repository_at_one_place_never_uses_the_old_cache(tmp_path: 
     Repository.init(backend, PASSWORD, repository_id="ab" * 32, scrypt=FAST)
     again = open_repo(tmp_path / "repo", cache_dir=tmp_path / "cache")
     assert not again.has(BlobKind.DATA, blob_id)
+
+
+def test_blobs_are_read_ahead_by_the_size_of_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of a disk compresses to a hundredth: many of them lie in one small read."""
+    monkeypatch.setattr("node_agent.repository.reader._MAX_HELD", 3 << 20)
+    repo = new_repo(tmp_path / "repo")
+    contents = [bytes([number]) * (1 << 20) for number in range(20)]
+    with repo.lock():
+        ids = store(repo, contents)
+        in_hand: list[int] = []
+        load = BlobReader._load_run
+
+        def count(reader: BlobReader, run: object) -> object:
+            loaded = load(reader, run)  # type: ignore[arg-type]
+            in_hand.append(sum(len(content) for _, content in loaded))
+            return loaded
+
+        monkeypatch.setattr(BlobReader, "_load_run", count)
+        assert dict(repo.load_blobs(BlobKind.DATA, ids)) == dict(zip(ids, contents, strict=True))
+    assert max(in_hand) <= 3 << 20
+    assert sum(in_hand) == 20 << 20
