@@ -73,6 +73,10 @@ class Channel:
             view = view[got:]
         return content
 
+    def fileno(self) -> int:
+        """To wait for a message beside others'."""
+        return self._end.fileno()
+
     def shut(self) -> None:
         """Wake whoever waits at either end; from any thread."""
         try:

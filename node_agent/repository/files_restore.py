@@ -20,6 +20,7 @@ from node_agent.repository.files_browse import dump, find_node, list_tree, norma
 from node_agent.repository.open_files import allow_many
 from node_agent.repository.repository import Repository
 from node_agent.repository.restore_content import ContentWriter, FileJob
+from node_agent.repository.restore_crew import Crew
 from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open
 from node_agent.repository.restore_target import (
     Folder,
@@ -34,15 +35,12 @@ from node_agent.repository.restore_target import (
     temporary_name,
     translate,
 )
-from node_agent.repository.tree import Node, load_tree
+from node_agent.repository.restore_trees import Trees
+from node_agent.repository.tree import Node
 
 __all__ = ["Overwrite", "RestoreResult", "dump", "list_tree", "restore"]
 
 Overwrite = Literal["never", "changed", "always"]
-
-BATCH_FILES = 200  # each keeps itself and perhaps its folder open
-BATCH_BLOBS = 2048
-BATCH_BYTES = 128 << 20
 
 
 @dataclass(slots=True)
@@ -84,7 +82,7 @@ def restore(
         _measure(repo, top, base, selection, progress)
     fd, created = open_target(target)
     run = _Run(repo, fd, selection, overwrite, progress, issues, verify)
-    run.walk(top, base, created)
+    run.restore(top, base, created)
     if run.refused and run.result == RestoreResult():
         raise TargetError(f"Nothing could be restored to {printable(str(target))}. {run.refused}")
     return run.result
@@ -121,22 +119,23 @@ class _Selection:
 
 def _measure(repo: Repository, top: Node, base: bytes, selection: _Selection, progress: Progress) -> None:
     """Set the totals, so that the run can say how far it is. Damaged folders are told of later."""
+    trees = Trees(repo)
     size = files = 0
-    stack = [(top, base)]
+    stack = [(top.subtree, base)]
     while stack:
-        folder, path = stack.pop()
+        subtree, path = stack.pop()
         progress.check()
-        try:
-            nodes = load_tree(repo, folder.subtree) if folder.subtree is not None else []
-        except DamagedError:  # the restore itself meets it again, and names it
-            continue
-        for node in nodes:
-            child = path + b"/" + node.name
-            if node.is_dir and (selection.takes(child) or selection.leads(child)):
-                stack.append((node, child))
-            elif node.is_file and selection.takes(child):
-                size += max(0, node.size)
+        below: list[tuple[bytes | None, bytes]] = []
+        for name, folder, length in trees.sizes(subtree):
+            child = path + b"/" + name if selection.paths else b""
+            taken = selection.takes(child)
+            if folder is not None and (taken or selection.leads(child)):
+                below.append((folder, child))
+            elif length is not None and taken:
+                size += length
                 files += 1
+        trees.expect([folder for folder, _ in below if folder is not None])
+        stack += reversed(below)
     progress.set(total_bytes=size, total_files=files)
 
 
@@ -147,31 +146,14 @@ class _Frame:
     nodes: Iterator[Node]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _FirstName:
-    """Where a file with several names was restored first."""
+    """Where a file with several names is restored first."""
 
     parts: tuple[bytes, ...]
     name: bytes
     content: Sequence[bytes]
-
-
-@dataclass(slots=True)
-class _Batch:
-    files: list[FileJob] = field(default_factory=list)
-    links: list[FileJob] = field(default_factory=list)  # further names of files that come earlier
-    blobs: int = 0
-    size: int = 0
-
-    @property
-    def full(self) -> bool:
-        many = len(self.files) + len(self.links) >= BATCH_FILES
-        return many or self.blobs >= BATCH_BLOBS or self.size >= BATCH_BYTES
-
-    def add(self, job: FileJob) -> None:
-        self.files.append(job)
-        self.blobs += len(job.node.content)
-        self.size += job.node.size
+    waiting: list[FileJob] | None = field(default_factory=list)  # its other names, as long as it is not finished
 
 
 class _Run:
@@ -192,48 +174,67 @@ class _Run:
         self._progress = progress
         self._issues = issues
         self._notes = Notes()
-        self._content = ContentWriter(repo, progress, self._notes, verify)
-        self._batch = _Batch()
+        self._verify = verify
+        self._trees = Trees(repo)
         self._first_names: dict[tuple[int, int], _FirstName] = {}
+        self._again: list[FileJob] = []  # names that could not be linked: to be written for themselves
         self.result = RestoreResult()
         self.refused = ""  # why the target first took something not
 
-    def walk(self, top: Node, base: bytes, created: bool) -> None:
-        """Restore everything below ``top``. Takes over the target's descriptor."""
+    def restore(self, top: Node, base: bytes, created: bool) -> None:
+        """Everything below ``top``. Takes over the target's descriptor."""
         node = top if created and top.name else None
         root = Folder(self._target_fd, base or b"/", (), node, None, self._finish_folder)
         stack = [_Frame(root, base, self._children(top, base))]
+        held: set[FileJob] = set()  # keep their folders open
         try:
-            while stack:
-                frame = stack[-1]
-                child = next(frame.nodes, None)
-                if child is None:
-                    if len(stack) == 1:
-                        self._flush()
-                    stack.pop().folder.release()
-                    continue
-                self._progress.check()
-                deeper = self._visit(frame, child)
-                if deeper is not None:
-                    stack.append(deeper)
-                if self._batch.full:
-                    self._flush()
+            with Crew(self._repo.files.key, self._repo.backend, verify=self._verify) as crew:
+                content = ContentWriter(
+                    self._repo, crew, self._progress, self._notes, self._file_done, verify=self._verify
+                )
+                self._content, self._held = content, held
+                self._walk(stack)
         finally:
-            for job in [*self._batch.files, *self._batch.links]:
+            content.discard_unfinished()
+            for job in held:
                 job.folder.release()
             while stack:
                 stack.pop().folder.release()
-            self.result.bytes_written = self._content.bytes_written
+            self.result.bytes_written = content.bytes_written
             self._notes.tell(self._issues)
+
+    def _walk(self, stack: list[_Frame]) -> None:
+        while stack:
+            frame = stack[-1]
+            child = next(frame.nodes, None)
+            if child is None:
+                if len(stack) == 1:
+                    self._finish_files()
+                stack.pop().folder.release()
+                continue
+            self._progress.check()
+            deeper = self._visit(frame, child)
+            if deeper is not None:
+                stack.append(deeper)
+
+    def _finish_files(self) -> None:
+        self._content.drain()
+        while self._again:
+            again, self._again = self._again, []
+            for job in again:
+                self._content.add(job)
+            self._content.drain()
 
     def _children(self, node: Node, path: bytes) -> Iterator[Node]:
         if node.subtree is None:
             return iter(())
         try:
-            return iter(load_tree(self._repo, node.subtree))
+            nodes = self._trees.load(node.subtree)
         except DamagedError as error:
             self._damaged(path or b"/", f"The folder's list of files is damaged: {error}")
             return iter(())
+        self._trees.expect([child.subtree for child in nodes if child.subtree is not None])
+        return iter(nodes)
 
     def _visit(self, frame: _Frame, node: Node) -> _Frame | None:
         path = frame.path + b"/" + node.name
@@ -262,7 +263,7 @@ class _Run:
         # A folder that only leads to what is wanted keeps what it is, if it was there.
         own = node if created or (wanted and self._overwrite != "never") else None
         self.result.dirs += wanted
-        folder = Folder(fd, path, (*parent.parts, node.name), own, parent.hold(), self._finish_folder)
+        folder = Folder(fd, path, (*parent.parts, node.name), own, parent.hold(), self._finish_folder, fresh=created)
         return _Frame(folder, path, self._children(node, path))
 
     def _finish_folder(self, folder: Folder) -> None:
@@ -272,7 +273,7 @@ class _Run:
     # --- entries that are no folders ---
 
     def _restore_entry(self, folder: Folder, node: Node, path: bytes) -> None:
-        existing = lookup(folder, node.name)
+        existing = None if folder.fresh else lookup(folder, node.name)
         if existing is not None and stat.S_ISDIR(existing.st_mode):
             raise InTheWay("A folder is in its place.")
         if existing is not None and self._keeps(existing, node):
@@ -293,15 +294,19 @@ class _Run:
 
     def _queue_file(self, folder: Folder, node: Node, path: bytes) -> None:
         job = FileJob(folder.hold(), node.name, node, path)
+        self._held.add(job)
         if node.links > 1 and node.inode:
             first = self._first_names.setdefault(
                 (node.device_id, node.inode), _FirstName(folder.parts, node.name, node.content)
             )
             # Another content under the same numbers (a merged or hostile snapshot) is another file.
             if (first.parts, first.name) != (folder.parts, node.name) and first.content == node.content:
-                self._batch.links.append(job)
+                if first.waiting is None:
+                    self._link(job, first)
+                else:
+                    first.waiting.append(job)
                 return
-        self._batch.add(job)
+        self._content.add(job)
 
     def _make_special(self, folder: Folder, node: Node, path: bytes) -> None:
         temporary = temporary_name()
@@ -322,24 +327,32 @@ class _Run:
         put_in_place(folder, temporary, node.name)
         self.result.others += 1
 
-    # --- batches ---
+    # --- files that are finished ---
 
-    def _flush(self) -> None:
-        batch, self._batch = self._batch, _Batch()
-        try:
-            self._progress.set(current=printable(batch.files[0].path) if batch.files else "")
-            self._content.write(batch.files)
-            alone = [job for job in batch.links if not self._link(job)]
-            self._content.write(alone)
-            for job in [*batch.files, *alone]:
-                self._count(job)
-        finally:
-            for job in [*batch.files, *batch.links]:
-                job.folder.release()
+    def _file_done(self, job: FileJob) -> None:
+        self._count(job)
+        if job.node.links > 1:
+            first = self._first_names.get((job.node.device_id, job.node.inode))
+            if first is not None and first.waiting is not None and (first.parts, first.name) == job.place:
+                waiting, first.waiting = first.waiting, None
+                for other in waiting:
+                    self._link(other, first)
+        self._let_go(job)
 
-    def _link(self, job: FileJob) -> bool:
-        """Make another name of a file that was restored; False if it must be written for itself."""
-        first = self._first_names[(job.node.device_id, job.node.inode)]
+    def _let_go(self, job: FileJob) -> None:
+        self._held.discard(job)
+        job.folder.release()
+
+    def _link(self, job: FileJob, first: _FirstName) -> None:
+        """Make another name of a file that was restored, or have it written for itself."""
+        if not self._linked(job, first):
+            self._again.append(job)
+            return
+        self.result.files += 1
+        self._progress.add(done_files=1, done_bytes=job.node.size)
+        self._let_go(job)
+
+    def _linked(self, job: FileJob, first: _FirstName) -> bool:
         temporary = temporary_name()
         try:
             source = open_below(self._target_fd, first.parts)
@@ -354,8 +367,6 @@ class _Run:
         except (OSError, InTheWay):  # written for itself instead, which tells what is wrong if that fails too
             discard(job.folder, temporary)
             return False
-        self.result.files += 1
-        self._progress.add(done_files=1, done_bytes=job.node.size)
         return True
 
     def _count(self, job: FileJob) -> None:

@@ -76,24 +76,16 @@ class BlobReader:
                 for future in pending:
                     future.cancel()
 
+    def load_together(self, kind: BlobKind, ids: Iterable[bytes]) -> dict[bytes, bytes]:
+        """A few blobs, without threads. Raises DamagedError."""
+        return dict(pair for run in self._plan(kind, set(ids)) for pair in self._load_run(run))
+
     def _plan(self, kind: BlobKind, ids: set[bytes]) -> list[_Run]:
         found = self._index.locate(kind, sorted(ids))
         if absent := ids - found.keys():
             raise DamagedError(f"{kind} blob {min(absent).hex()} is missing: no index file names it.")
-        runs: list[_Run] = []
-        for location in sorted((places[0] for places in found.values()), key=lambda p: (p.pack, p.blob.offset)):
-            run = runs[-1] if runs else None
-            blob = location.blob
-            if (
-                run is not None
-                and run.pack == location.pack
-                and blob.offset - run.end <= _MAX_GAP
-                and blob.offset + blob.length - run.offset <= _MAX_RUN
-            ):
-                run.blobs.append(blob)
-            else:
-                runs.append(_Run(location.pack, [blob]))
-        return runs
+        first = (places[0] for places in found.values())
+        return [_Run(pack, blobs) for pack, blobs in plan_runs(first)]
 
     def _load_run(self, run: _Run) -> Loaded:
         try:
@@ -138,3 +130,23 @@ def _parts(runs: Iterable[_Run]) -> Iterator[_Run]:
             blobs.append(blob)
             size += blob.size
         yield _Run(run.pack, blobs)
+
+
+def plan_runs(places: Iterable[Location]) -> Iterator[tuple[str, list[PackedBlob]]]:
+    """Packs with neighbouring blobs that are best read at once."""
+    pack, blobs = "", []  # type: tuple[str, list[PackedBlob]]
+    for place in sorted(places, key=lambda p: (p.pack, p.blob.offset)):
+        blob = place.blob
+        if (
+            blobs
+            and pack == place.pack
+            and blob.offset - (blobs[-1].offset + blobs[-1].length) <= _MAX_GAP
+            and blob.offset + blob.length - blobs[0].offset <= _MAX_RUN
+        ):
+            blobs.append(blob)
+            continue
+        if blobs:
+            yield pack, blobs
+        pack, blobs = place.pack, [blob]
+    if blobs:
+        yield pack, blobs

@@ -242,6 +242,10 @@ class Repository:
         """Each id once with its content, in no order; grouped by pack, decoded on threads ahead of the caller."""
         return BlobReader(self.files, self.index).load_many(kind, ids)
 
+    def load_together(self, kind: BlobKind, ids: Iterable[bytes]) -> dict[bytes, bytes]:
+        """A few small blobs, those that lie beside each other read at once, by the calling thread."""
+        return BlobReader(self.files, self.index).load_together(kind, ids)
+
     def writer(
         self, progress: Progress, *, compression: str = "auto", workers: int | None = None, verify_write: bool = False
     ) -> BlobWriter:

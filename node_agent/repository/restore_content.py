@@ -1,31 +1,56 @@
-"""The content of restored files: blobs fetched pack by pack, written where they belong, put in place when whole.
+"""The content of restored files: which blobs lie where, given out piece by piece, and what became of the pieces.
 
-A file is written under a temporary name in its folder, gets its metadata, and is renamed when every blob was
-written: each blob's hash is proven when it is read, and together they must have the file's length. Zeros are not
-written, so holes stay holes and zeros become some.
+Small files go in batches: a batch's blobs are read pack by pack, its files written by one member of the crew. A large
+file is opened here under a temporary name and its blobs are written by all members at once, each run of neighbouring
+blobs by one. A file gets its name when every blob was written: each blob's hash is proven when it is read, and
+together they must have the file's length. Zeros are not written, so holes stay holes and zeros become some.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from node_agent.errors import DamagedError, TargetError
+from node_agent.errors import DamagedError
+from node_agent.items import printable
 from node_agent.progress import Progress
+from node_agent.repository.backend.base import Kind
+from node_agent.repository.index import Location
+from node_agent.repository.pack import PackedBlob
+from node_agent.repository.reader import plan_runs
 from node_agent.repository.repository import BlobKind, Repository
+from node_agent.repository.restore_crew import Crew, Task
 from node_agent.repository.restore_meta import Notes, apply_to_open
-from node_agent.repository.restore_target import Folder, InTheWay, discard, put_in_place, temporary_name, translate
+from node_agent.repository.restore_target import Folder, InTheWay, discard, put_in_place, translate
+from node_agent.repository.restore_write import (
+    CREATE,
+    DAMAGED,
+    REFUSED,
+    Answer,
+    Part,
+    Performer,
+    Pieces,
+    Run,
+    Small,
+    SmallFile,
+    meta_of,
+    prove,
+)
 from node_agent.repository.tree import Node
-from node_agent.repository.zeros import MARK_SIZE, MAX_ZERO_BLOB, zero_bytes, zero_id
+from node_agent.repository.zeros import MARK_SIZE, MAX_ZERO_BLOB, zero_id
 
-WINDOW = 2048  # blobs of one large file that are looked up and fetched together
-_PIECE = 64 << 10  # grain of the zero test
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+WINDOW = 1024  # blobs of one large file that are looked up together
+SMALL_BYTES = 4 << 20
+SMALL_BLOBS = 64
+BATCH_FILES = 128
+BATCH_FOLDERS = 100  # descriptors that go with one message
+BATCH_BLOBS = 512
+BATCH_BYTES = 8 << 20
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class FileJob:
     """One file to write. ``failure`` is set once it cannot be whole any more."""
 
@@ -33,12 +58,13 @@ class FileJob:
     name: bytes
     node: Node
     path: bytes
-    fd: int = -1
-    temporary: bytes = b""
-    length: int = 0  # of the blobs placed so far
-    written: int = 0  # how far bytes were written; what is behind is a hole
     failure: str = ""
     damaged: bool = False
+
+    @property
+    def place(self) -> tuple[tuple[bytes, ...], bytes]:
+        """Below the target."""
+        return self.folder.parts, self.name
 
     def fail(self, message: str, *, damaged: bool = False) -> None:
         self.failure = self.failure or message
@@ -46,133 +72,258 @@ class FileJob:
 
 
 @dataclass(slots=True)
+class _Large:
+    """A file that is being written in parts."""
+
+    job: FileJob
+    fd: int
+    temporary: bytes
+    parts: int = 1  # that are not done yet; one more while they are being planned
+    end: int = 0  # how far it was written; what is behind is a hole
+
+
+@dataclass(slots=True)
+class _Batch:
+    jobs: list[FileJob] = field(default_factory=list)
+    folders: dict[int, int] = field(default_factory=dict)  # descriptor: its number
+    blobs: int = 0
+    size: int = 0
+
+    @property
+    def full(self) -> bool:
+        many = len(self.jobs) >= BATCH_FILES or len(self.folders) >= BATCH_FOLDERS
+        return many or self.blobs >= BATCH_BLOBS or self.size >= BATCH_BYTES
+
+
 class ContentWriter:
-    """Writes batches of files; for one thread. Counts what it wrote in ``bytes_written``."""
+    """For one thread. ``finished`` hears of each file once it is in place, or cannot be.
 
-    repo: Repository
-    progress: Progress
-    notes: Notes
-    verify: bool = False
-    bytes_written: int = 0
-    _places: dict[bytes, list[tuple[FileJob, int]]] = field(default_factory=dict)
+    A job's folder is held until then. Raises TargetFull and what ends the whole restore, from any method.
+    """
 
-    def write(self, jobs: Sequence[FileJob]) -> None:
-        """Write these files; a job that failed says so. Raises TargetFull and what ends the whole restore."""
-        try:
-            for job in jobs:
-                self._create(job)
-            for window in _windows(jobs):
-                self._write_window(window)
-            for job in jobs:
-                self._complete(job)
-        finally:
-            self._places.clear()
-            for job in jobs:
-                if job.fd >= 0:  # not completed
-                    os.close(job.fd)
-                    job.fd = -1
-                    discard(job.folder, job.temporary)
+    def __init__(
+        self,
+        repo: Repository,
+        crew: Crew,
+        progress: Progress,
+        notes: Notes,
+        finished: Callable[[FileJob], None],
+        *,
+        verify: bool = False,
+    ) -> None:
+        self._repo = repo
+        self._crew = crew
+        self._progress = progress
+        self._notes = notes
+        self._finished = finished
+        self._verify = verify
+        self._batch = _Batch()
+        self._open: dict[int, _Large] = {}
+        self._own = Performer(repo.files.key, partial(repo.backend.get, Kind.PACK), verify=verify)
+        self.bytes_written = 0
 
-    def _create(self, job: FileJob) -> None:
-        job.temporary = temporary_name()
-        try:
-            job.fd = os.open(job.temporary, _CREATE, 0o600, dir_fd=job.folder.fd)
-        except OSError as error:
-            self._failed(job, error)
+    def add(self, job: FileJob) -> None:
+        size, blobs = job.node.size, len(job.node.content)
+        if size > SMALL_BYTES or blobs > SMALL_BLOBS:
+            self._write_large(job)
+            return
+        batch = self._batch
+        batch.jobs.append(job)
+        batch.folders.setdefault(job.folder.fd, len(batch.folders))
+        batch.blobs += blobs
+        batch.size += size
+        if batch.full:
+            self.flush()
 
-    def _write_window(self, window: Sequence[tuple[FileJob, Sequence[bytes]]]) -> None:
-        sizes = self.repo.blob_sizes(BlobKind.DATA, (blob_id for _, ids in window for blob_id in ids))
-        self._places.clear()
-        for job, ids in window:
-            self._place(job, ids, sizes)
-        for blob_id, data in self._load(list(self._places)):
-            self.progress.check()
-            for job, offset in self._places[blob_id]:
-                if isinstance(data, DamagedError):
-                    job.fail(str(data), damaged=True)
-                elif not job.failure:
-                    self._write(job, offset, data)
+    def flush(self) -> None:
+        """Give out what was collected."""
+        batch, self._batch = self._batch, _Batch()
+        if batch.jobs:
+            self._progress.check()
+            self._submit(batch)
 
-    def _place(self, job: FileJob, ids: Sequence[bytes], sizes: dict[bytes, int]) -> None:
-        for blob_id in ids:
-            size = sizes.get(blob_id)
-            if size is None:
-                job.fail(f"data blob {blob_id.hex()} is missing: no index file names it.", damaged=True)
-                return
-            if _is_known_zero(blob_id, size):
-                self.progress.add(done_bytes=size)
+    def drain(self) -> None:
+        """Until everything that was added is finished."""
+        self.flush()
+        self._crew.drain()
+
+    def discard_unfinished(self) -> None:
+        """After a failure, and when the crew has ended: no half files."""
+        for large in self._open.values():
+            os.close(large.fd)
+            discard(large.job.folder, large.temporary)
+        self._open.clear()
+
+    # --- small files ---
+
+    def _submit(self, batch: _Batch) -> None:
+        ids = dict.fromkeys(blob_id for job in batch.jobs for blob_id in job.node.content)
+        found = self._repo.index.locate(BlobKind.DATA, list(ids))
+        places = {blob_id: locations[0] for blob_id, locations in found.items()}
+        jobs: list[FileJob] = []
+        files: list[SmallFile] = []
+        wanted: dict[bytes, Location] = {}
+        for job in batch.jobs:
+            pieces = _pieces(job, places)
+            if pieces is None:
+                self._finished(job)
+                continue
+            jobs.append(job)
+            files.append((batch.folders[job.folder.fd], job.name, job.path, meta_of(job.node), pieces))
+            wanted.update((piece, places[piece]) for piece in pieces if isinstance(piece, bytes))
+        self._progress.set(current=printable(batch.jobs[0].path))
+        work = Small([_run(pack, blobs) for pack, blobs in plan_runs(wanted.values())], files)
+        self._crew.submit(Task(work, list(batch.folders), lambda answer: self._small_done(jobs, files, answer)))
+
+    def _small_done(self, jobs: Sequence[FileJob], files: Sequence[SmallFile], answer: Answer) -> None:
+        self._take(answer)
+        for number, kind, code, message in answer.failures:
+            if kind == DAMAGED:
+                self._write_again(jobs[number], files[number])
             else:
-                self._places.setdefault(blob_id, []).append((job, job.length))
-            job.length += size
+                self._refused(jobs[number], kind, code, message)
+        self._progress.add(done_bytes=sum(job.node.size for job in jobs))
+        for job in jobs:
+            self._finished(job)
 
-    def _load(self, ids: Sequence[bytes]) -> Iterator[tuple[bytes, bytes | DamagedError]]:
-        """Contents in any order; after damage the rest one by one, so that only those files suffer that are hurt."""
-        left = set(ids)
+    def _write_again(self, job: FileJob, file: SmallFile) -> None:
+        """With whatever copies of its blobs there are."""
         try:
-            for blob_id, data in self.repo.load_blobs(BlobKind.DATA, ids):
-                left.discard(blob_id)
-                yield blob_id, data
-            return
+            blobs = {piece: self._copy_of(piece) for piece in file[4] if isinstance(piece, bytes)}
         except DamagedError as error:
-            self.progress.log("warning", f"Damage found; reading on blob by blob. {error}")
-        for blob_id in left:
-            try:
-                yield blob_id, self.repo.load_blob(BlobKind.DATA, blob_id)
-            except DamagedError as error:
-                yield blob_id, error
+            job.fail(str(error), damaged=True)
+            return
+        answer = self._own.write_alone(job.folder.fd, file, blobs)
+        self._take(answer)
+        for _, kind, code, message in answer.failures:
+            self._refused(job, kind, code, message)
 
-    def _write(self, job: FileJob, offset: int, data: bytes) -> None:
+    def _refused(self, job: FileJob, kind: int, code: int, message: str) -> None:
+        if kind == REFUSED and code:
+            self._failed(job, OSError(code, message))
+        else:
+            job.fail(message)
+
+    def _take(self, answer: Answer) -> None:
+        self._progress.check()
+        self._notes.merge(answer.notes)
+        self.bytes_written += answer.written
+
+    def _copy_of(self, blob_id: bytes) -> bytes:
+        """Any copy of a blob. Raises DamagedError."""
+        return self._repo.load_blob(BlobKind.DATA, blob_id)
+
+    # --- large files ---
+
+    def _write_large(self, job: FileJob) -> None:
+        temporary = self._own.names.next()
         try:
-            for start, end in _not_zero(data):
-                _write_all(job.fd, memoryview(data)[start:end], offset + start)
-                job.written = max(job.written, offset + end)
+            fd = os.open(temporary, CREATE, 0o600, dir_fd=job.folder.fd)
         except OSError as error:
             self._failed(job, error)
+            self._finished(job)
             return
-        self.bytes_written += len(data)
-        self.progress.add(done_bytes=len(data))
-
-    def _complete(self, job: FileJob) -> None:
-        if not job.failure and job.length != job.node.size:
-            job.fail(f"its blobs have {job.length} bytes instead of {job.node.size}.", damaged=True)
-        if job.failure:
-            return
-        try:
-            if job.written < job.length:
-                os.truncate(job.fd, job.length)
-            if self.verify:
-                self._verify(job)
+        large = self._open[id(job)] = _Large(job, fd, temporary)
+        self._progress.set(current=printable(job.path))
+        offset = 0
+        for ids in _windows(job.node.content):
             if job.failure:
-                return
-            apply_to_open(job.fd, job.node, job.path, self.notes)
-            put_in_place(job.folder, job.temporary, job.name)
+                break
+            offset = self._write_window(large, ids, offset)
+        if not job.failure and offset != job.node.size:
+            job.fail(f"its blobs have {offset} bytes instead of {job.node.size}.", damaged=True)
+        self._part_done(large)
+
+    def _write_window(self, large: _Large, ids: Sequence[bytes], offset: int) -> int:
+        """Give out one window of a file's blobs, the first of which lies at ``offset``; returns where the next does."""
+        found = self._repo.index.locate(BlobKind.DATA, list(dict.fromkeys(ids)))
+        offsets: dict[bytes, list[int]] = {}
+        zeros = 0
+        for blob_id in ids:
+            if blob_id not in found:
+                large.job.fail(_missing(blob_id), damaged=True)
+                return offset
+            size = found[blob_id][0].blob.size
+            if _is_known_zero(blob_id, size):
+                zeros += size
+            else:
+                offsets.setdefault(blob_id, []).append(offset)
+            offset += size
+        self._progress.add(done_bytes=zeros)
+        for pack, blobs in plan_runs(found[blob_id][0] for blob_id in offsets):
+            self._progress.check()
+            if large.job.failure:
+                break
+            part = Part([_run(pack, blobs)], {blob.id: offsets[blob.id] for blob in blobs})
+            size = sum(blob.size * len(offsets[blob.id]) for blob in blobs)
+            large.parts += 1
+            self._crew.submit(Task(part, [large.fd], self._on_part(large, part, size)))
+        return offset
+
+    def _on_part(self, large: _Large, part: Part, size: int) -> Callable[[Answer], None]:
+        def done(answer: Answer) -> None:
+            self._take(answer)
+            for _, kind, code, message in answer.failures:
+                self._refused(large.job, kind, code, message)
+            large.end = max(large.end, answer.end)
+            for blob_id in answer.hurt:
+                self._heal(large, blob_id, part.offsets[blob_id])
+            self._progress.add(done_bytes=size)
+            self._part_done(large)
+
+        return done
+
+    def _heal(self, large: _Large, blob_id: bytes, offsets: Sequence[int]) -> None:
+        """Write another copy of a blob, if there is one."""
+        if large.job.failure:
+            return
+        try:
+            content = self._copy_of(blob_id)
+            answer = self._own.place(large.fd, content, offsets)
+        except DamagedError as error:
+            large.job.fail(str(error), damaged=True)
+            return
+        except OSError as error:
+            self._failed(large.job, error)
+            return
+        self.bytes_written += answer.written
+        large.end = max(large.end, answer.end)
+
+    def _part_done(self, large: _Large) -> None:
+        large.parts -= 1
+        if large.parts:
+            return
+        placed = not large.job.failure and self._complete(large)
+        os.close(large.fd)
+        del self._open[id(large.job)]
+        if not placed:
+            discard(large.job.folder, large.temporary)
+        self._finished(large.job)
+
+    def _complete(self, large: _Large) -> bool:
+        job = large.job
+        try:
+            if large.end < job.node.size:
+                os.truncate(large.fd, job.node.size)
+            if self._verify and (wrong := prove(large.fd, self._sizes(job))):
+                job.fail(wrong)
+                return False
+            apply_to_open(large.fd, job.node, job.path, self._notes)
+            put_in_place(job.folder, large.temporary, job.name)
         except OSError as error:
             self._failed(job, error)
-            return
+            return False
         except InTheWay as error:
             job.fail(str(error))
-            return
-        os.close(job.fd)
-        job.fd = -1
+            return False
+        return True
 
-    def _verify(self, job: FileJob) -> None:
-        """Read the file back from the disk and prove each blob's hash again."""
-        os.fsync(job.fd)
-        os.posix_fadvise(job.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        offset = 0
-        for window in _windows([job]):
-            for _, ids in window:
-                sizes = self.repo.blob_sizes(BlobKind.DATA, ids)
-                offset = self._verify_blobs(job, ids, sizes, offset)
-
-    def _verify_blobs(self, job: FileJob, ids: Sequence[bytes], sizes: dict[bytes, int], offset: int) -> int:
-        for blob_id in ids:
-            self.progress.check()
-            data = os.pread(job.fd, sizes[blob_id], offset)
-            if hashlib.sha256(data).digest() != blob_id:
-                job.fail(f"The target gave back other bytes at offset {offset} than were written.")
-            offset += sizes[blob_id]
-        return offset
+    def _sizes(self, job: FileJob) -> Iterator[tuple[bytes, int]]:
+        for ids in _windows(job.node.content):
+            sizes = self._repo.blob_sizes(BlobKind.DATA, ids)
+            for blob_id in ids:
+                self._progress.check()
+                yield blob_id, sizes[blob_id]
 
     def _failed(self, job: FileJob, error: OSError) -> None:
         whole = translate(error, job.path)
@@ -181,46 +332,36 @@ class ContentWriter:
         job.fail(f"It cannot be written: {error.strerror}.")
 
 
-def _windows(jobs: Sequence[FileJob]) -> Iterator[list[tuple[FileJob, Sequence[bytes]]]]:
-    """Pieces of work of at most about WINDOW blobs."""
-    window: list[tuple[FileJob, Sequence[bytes]]] = []
-    count = 0
-    for job in jobs:
-        content = job.node.content
-        for start in range(0, len(content), WINDOW):
-            part = content[start : start + WINDOW]
-            if window and count + len(part) > WINDOW:
-                yield window
-                window, count = [], 0
-            window.append((job, part))
-            count += len(part)
-    if window:
-        yield window
+def _pieces(job: FileJob, places: dict[bytes, Location]) -> Pieces | None:
+    """A small file's content as the crew is told it; None, and the job failed, if it cannot be whole."""
+    pieces: Pieces = []
+    length = 0
+    for blob_id in job.node.content:
+        place = places.get(blob_id)
+        if place is None:
+            job.fail(_missing(blob_id), damaged=True)
+            return None
+        size = place.blob.size
+        pieces.append(size if _is_known_zero(blob_id, size) else blob_id)
+        length += size
+    if length != job.node.size:
+        job.fail(f"its blobs have {length} bytes instead of {job.node.size}.", damaged=True)
+        return None
+    return pieces
+
+
+def _run(pack: str, blobs: Sequence[PackedBlob]) -> Run:
+    return pack, [(blob.id, blob.offset, blob.length, blob.raw_length) for blob in blobs]
+
+
+def _windows(ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(ids), WINDOW):
+        yield ids[start : start + WINDOW]
+
+
+def _missing(blob_id: bytes) -> str:
+    return f"data blob {blob_id.hex()} is missing: no index file names it."
 
 
 def _is_known_zero(blob_id: bytes, size: int) -> bool:
     return MARK_SIZE <= size <= MAX_ZERO_BLOB and size & (size - 1) == 0 and blob_id == zero_id(size)
-
-
-def _not_zero(data: bytes) -> Iterator[tuple[int, int]]:
-    """Runs of pieces that are not all zero."""
-    zeros = zero_bytes(_PIECE)
-    start = -1
-    for position in range(0, len(data), _PIECE):
-        piece = min(_PIECE, len(data) - position)
-        if data.startswith(zeros if piece == _PIECE else bytes(piece), position):
-            if start >= 0:
-                yield start, position
-            start = -1
-        elif start < 0:
-            start = position
-    if start >= 0:
-        yield start, len(data)
-
-
-def _write_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(fd, view, offset)
-        if not written:
-            raise TargetError("The target takes no more data.")
-        view, offset = view[written:], offset + written

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from node_agent.items import Issue, Issues, Severity, printable
@@ -41,6 +42,18 @@ class Notes:
         self._first.setdefault(kind, path)
         self._count[kind] = self._count.get(kind, 0) + 1
 
+    def take(self) -> list[tuple[str, bytes, int]]:
+        """What was counted, to be merged elsewhere; here it begins anew."""
+        taken = [(kind, self._first[kind], count) for kind, count in self._count.items()]
+        self._first.clear()
+        self._count.clear()
+        return taken
+
+    def merge(self, taken: Iterable[tuple[str, bytes, int]]) -> None:
+        for kind, path, count in taken:
+            self._first.setdefault(kind, path)
+            self._count[kind] = self._count.get(kind, 0) + count
+
     def tell(self, issues: Issues) -> None:
         for kind, count in self._count.items():
             more = f" (and of {count - 1} more)" if count > 1 else ""
@@ -48,15 +61,19 @@ class Notes:
 
 
 def apply_to_open(fd: int, node: Node, path: bytes, notes: Notes) -> None:
-    """To an open file or folder."""
-    owned = _set_owner(fd, None, node, path, notes)
+    """To an open file or folder. What it has already is not set again: a look costs a tenth of a change."""
+    st = os.fstat(fd)
+    same_owner = (st.st_uid, st.st_gid) == (node.uid, node.gid)
+    owned = same_owner or _set_owner(fd, None, node, path, notes)
     _set_xattrs(fd, node, path, notes)
     mode = stat.S_IMODE(node.st_mode)
-    try:
-        # Without its owner, a set-id bit would lend the rights of somebody else.
-        os.chmod(fd, mode if owned else mode & ~_SET_ID)
-    except OSError:
-        notes.add("mode", path)
+    # Without its owner, a set-id bit would lend the rights of somebody else.
+    mode = mode if owned else mode & ~_SET_ID
+    if mode != stat.S_IMODE(st.st_mode) or not same_owner or node.xattrs:
+        try:
+            os.chmod(fd, mode)
+        except OSError:
+            notes.add("mode", path)
     try:
         os.utime(fd, ns=_times(node))
     except (OSError, OverflowError):

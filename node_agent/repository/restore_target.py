@@ -51,6 +51,7 @@ class Folder:
     node: Node | None  # its metadata; None for one that stays as it is
     parent: Folder | None
     finish: Callable[[Folder], None]
+    fresh: bool = False  # made by this run, and closed to others until it is finished: nothing is in the way there
     _holders: int = 1
 
     def hold(self) -> Folder:

@@ -29,13 +29,13 @@ def format_ns(time_ns: int) -> str:
 
 def parse_ns(text: str) -> int:
     """Raises ValueError."""
-    digits = f"{text[11:13]}{text[14:16]}{text[17:19]}{text[20:-1]}"
-    if text[19:20] + text[-1:] == ".Z" and text[10:17:3] == "T::" and digits.isascii() and digits.isdigit():
-        clock, fraction = divmod(int(digits.ljust(15, "0")), _SECOND)  # UTC with a fraction, as nearly all are
-        if len(digits) <= 15:
-            return (
-                _midnight(text[:10]) + clock // 10000 * 3600 + clock // 100 % 100 * 60 + clock % 100
-            ) * _SECOND + fraction
+    fraction = text[20:-1]
+    digits = f"{text[11:13]}{text[14:16]}{text[17:19]}{fraction}"
+    utc = text[19:20] + text[-1:] == ".Z" if fraction else text[19:] == "Z"
+    if utc and text[10:17:3] == "T::" and digits.isascii() and digits.isdigit() and 6 <= len(digits) <= 15:
+        clock, nanoseconds = divmod(int(digits.ljust(15, "0")), _SECOND)  # in UTC, as nearly all are
+        seconds = clock // 10000 * 3600 + clock // 100 % 100 * 60 + clock % 100
+        return (_midnight(text[:10]) + seconds) * _SECOND + nanoseconds
     return _parse_any(text)
 
 

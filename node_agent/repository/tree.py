@@ -125,6 +125,7 @@ def go_mode(st_mode: int) -> int:
     return bits | next((go for unix, _, go in _TYPES if stat.S_IFMT(st_mode) == unix), 0)
 
 
+@lru_cache(maxsize=1024)
 def from_go_mode(mode: int) -> int:
     bits = mode & 0o777
     for unix, go in _SPECIAL:

@@ -17,7 +17,7 @@ import pytest
 from node_agent.errors import BrsError, Cancelled, DamagedError, WorkerDied
 from node_agent.items import Issues
 from node_agent.progress import Progress
-from node_agent.repository import files_pool, files_process, files_walk, files_worker
+from node_agent.repository import files_pool, files_walk, files_worker, processes
 from node_agent.repository.crypto import Key
 from node_agent.repository.files_browse import find_node
 from node_agent.repository.files_channel import Channel
@@ -253,7 +253,7 @@ def test_a_process_is_given_no_secret_where_others_could_see_it(
     for command, environment in seen:
         assert b"files_worker" in command
         names = {entry.split(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
-        assert names <= set(files_process._ENVIRONMENT)
+        assert names <= set(processes.ENVIRONMENT)
         for secret in (PASSWORD.encode(), key.encrypt, key.encrypt.hex().encode(), key.mac_k, key.mac_r):
             assert secret not in command and secret not in environment
 
@@ -316,7 +316,7 @@ def test_a_process_that_seals_wrongly_fails_the_run_before_anything_is_stored(
 ) -> None:
     use_processes_only(monkeypatch)
     repo = new_repo(tmp_path / "repo")
-    monkeypatch.setattr(files_process.subprocess, "Popen", InThread)
+    monkeypatch.setattr(processes.subprocess, "Popen", InThread)
     seal = Key.seal
 
     def broken(self: Key, plain: bytes) -> bytearray:
