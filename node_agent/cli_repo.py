@@ -113,6 +113,8 @@ def _dump(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("snapshot", metavar="SNAPSHOT")
     parser.add_argument("entry", metavar="PATH")
     add_filters(parser)
+    parser.add_argument("--offset", type=int, metavar="BYTES", help="begin there; nothing before it is read")
+    parser.add_argument("--length", type=int, metavar="BYTES", help="write no more than that")
 
 
 def _stats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -21,14 +21,17 @@ from node_agent.cli_session import (
     tag_lists,
     wants_json,
 )
-from node_agent.errors import DamagedError
+from node_agent.errors import ConfigError, DamagedError
 from node_agent.items import Issues, printable
 from node_agent.repository import files_restore
+from node_agent.repository.random_access import RandomAccess
 from node_agent.repository.repository import Repository
 from node_agent.repository.rfc3339 import format_ns
 from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots
 from node_agent.repository.stats import Stats, stats_of
 from node_agent.repository.tree import Node
+
+_PIECE = 4 << 20  # of a dumped range
 
 
 @contextlib.contextmanager
@@ -187,8 +190,24 @@ def dump(args: argparse.Namespace) -> int:
     out = sys.stdout.fileno()
     with _reading(args) as repo:
         snapshot = _find(repo, args, args.snapshot)
-        files_restore.dump(repo, snapshot.id, os.fsencode(args.entry), lambda data: _write_all(out, data))
+        path = os.fsencode(args.entry)
+        if args.offset is None and args.length is None:
+            files_restore.dump(repo, snapshot.id, path, lambda data: _write_all(out, data))
+        else:
+            _dump_range(repo, snapshot.id, path, args.offset or 0, args.length, out)
     return 0
+
+
+def _dump_range(repo: Repository, snapshot_id: str, path: bytes, offset: int, length: int | None, out: int) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise ConfigError("--offset and --length are not negative.", hint="Give whole numbers of bytes.")
+    with RandomAccess(repo) as access:
+        file = access.open(snapshot_id, path)
+        end = file.size if length is None else min(file.size, offset + length)
+        while offset < end:
+            data = file.read(offset, min(_PIECE, end - offset))
+            _write_all(out, data)
+            offset += len(data)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -39,7 +39,7 @@ from node_agent.repository.restore_write import (
     prove,
 )
 from node_agent.repository.tree import Node
-from node_agent.repository.zeros import MARK_SIZE, MAX_ZERO_BLOB, zero_id
+from node_agent.repository.zeros import is_zero_id
 
 WINDOW = 1024  # blobs of one large file that are looked up together
 SMALL_BYTES = 4 << 20
@@ -244,7 +244,7 @@ class ContentWriter:
                 large.job.fail(_missing(blob_id), damaged=True)
                 return offset
             size = found[blob_id][0].blob.size
-            if _is_known_zero(blob_id, size):
+            if is_zero_id(blob_id, size):
                 zeros += size
             else:
                 offsets.setdefault(blob_id, []).append(offset)
@@ -342,7 +342,7 @@ def _pieces(job: FileJob, places: dict[bytes, Location]) -> Pieces | None:
             job.fail(_missing(blob_id), damaged=True)
             return None
         size = place.blob.size
-        pieces.append(size if _is_known_zero(blob_id, size) else blob_id)
+        pieces.append(size if is_zero_id(blob_id, size) else blob_id)
         length += size
     if length != job.node.size:
         job.fail(f"its blobs have {length} bytes instead of {job.node.size}.", damaged=True)
@@ -361,7 +361,3 @@ def _windows(ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 def _missing(blob_id: bytes) -> str:
     return f"data blob {blob_id.hex()} is missing: no index file names it."
-
-
-def _is_known_zero(blob_id: bytes, size: int) -> bool:
-    return MARK_SIZE <= size <= MAX_ZERO_BLOB and size & (size - 1) == 0 and blob_id == zero_id(size)

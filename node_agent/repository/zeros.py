@@ -28,6 +28,11 @@ def zero_id(size: int) -> bytes:
     return hashlib.sha256(zero_bytes(size) if size <= MAX_ZERO_BLOB else bytes(size)).digest()
 
 
+def is_zero_id(blob_id: bytes, size: int) -> bool:
+    """Whether a blob of this length is known to be zeros: of the mark, or of a whole block."""
+    return MARK_SIZE <= size <= MAX_ZERO_BLOB and size & (size - 1) == 0 and blob_id == zero_id(size)
+
+
 def is_zero(data: bytes) -> bool:
     """Ends at the first byte that is not zero; about memory speed for zeros. bytes only: a view compares slowly."""
     size = len(data)

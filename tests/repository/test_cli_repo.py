@@ -306,6 +306,9 @@ def test_an_image_is_stored_as_one_sparse_file(cli: Cli, disk: Path, tmp_path: P
     assert allocated(copy) < 5 * MIB
     dumped = cli.run("dump", "latest", "disks/sda.raw").stdout
     assert hashlib.sha256(dumped).hexdigest() == digest(disk)
+    part = cli.run("dump", "latest", "disks/sda.raw", "--offset", str(MIB - 7), "--length", "5000000").stdout
+    assert part == dumped[MIB - 7 : MIB - 7 + 5_000_000]
+    assert cli.run("dump", "latest", "disks/sda.raw", "--offset", str(len(dumped) - 3)).stdout == dumped[-3:]
     restic(cli.repo, "check", "--read-data")
 
 
