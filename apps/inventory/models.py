@@ -250,6 +250,11 @@ class Repository(models.Model):
         return f"{self.tenant} @ {self.destination}"
 
     @property
+    def seen_state(self) -> str:
+        """A repository in which the last check found something wrong is not “ready”."""
+        return RepositoryState.PROBLEM if self.problem else self.state
+
+    @property
     def url(self) -> str:
         """Where a node finds it: a folder of the tenant's own below the destination."""
         from apps.inventory import stores  # it knows this module's rows

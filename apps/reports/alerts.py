@@ -75,7 +75,7 @@ def _stores(user: User) -> Iterator[Alert]:
             yield Alert("bad", "hard_drive", title, one.problem, _page(one), _("Test it"))
         elif one.total_bytes and 100 * (one.total_bytes - one.free_bytes) / one.total_bytes >= FULL_PERCENT:
             yield Alert("bad", "hard_drive", title, _("Almost full"), _page(one), _("Make room"))
-    for repository in access.visible(user, Repository).filter(state=RepositoryState.PROBLEM):
+    for repository in access.visible(user, Repository).exclude(problem=""):
         title = _("Repository “%s”") % repository
         yield Alert("bad", "inventory_2", title, repository.problem, _page(repository), _("Look at it"))
 

@@ -406,6 +406,15 @@ def test_a_damaged_point_is_not_offered_for_restore(client, world):
     assert offered not in text
 
 
+def test_a_repository_in_which_a_check_found_damage_does_not_look_ready(client, world):
+    """It stayed green, with the finding as plain text beside it, and nobody was told."""
+    repository = world.alpha.repository
+    Repository.objects.filter(pk=repository.pk).update(state="ready", problem="pack 4c77 is damaged")
+    for address in (page(Repository, "changelist"), page(Repository, "change", repository.pk)):
+        assert "Problem" in client.get(address).content.decode()
+    assert "pack 4c77 is damaged" in client.get(reverse("admin:index")).content.decode()
+
+
 def test_the_last_hours_show_each_outcome_in_its_share():
     hour = figures.Hour(begins=timezone.now(), succeeded=9, failed=1)
     assert hour.parts == [("bad", 1), ("ok", 9)]

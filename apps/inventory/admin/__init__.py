@@ -162,7 +162,7 @@ class RepositoryAdmin(ReadOnlyAdmin):
 
     @display(description=gettext_lazy("state"), ordering="state")
     def shown_state(self, repository: Repository) -> SafeString:
-        return look.badge(repository.state)
+        return look.badge(repository.seen_state)
 
     @display(description=gettext_lazy("stored"), ordering="stored_bytes")
     def stored(self, repository: Repository) -> SafeString:
