@@ -30,7 +30,7 @@ class Node(models.Model):
         verbose_name=_("tenant"),
         help_text=_("Empty: shared, serves every tenant. A node that has served a tenant can read its repositories."),
     )
-    name = models.CharField(_("name"), max_length=100, unique=True)
+    name = models.CharField(_("name"), max_length=100)
     token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
     next_token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
     old_token_hash = models.CharField(max_length=64, blank=True, db_index=True, editable=False)
@@ -60,6 +60,12 @@ class Node(models.Model):
         verbose_name = _("node")
         verbose_name_plural = _("nodes")
         ordering = ["name"]
+        constraints = [  # per tenant: else a name that is refused would tell what strangers have
+            models.UniqueConstraint(fields=["tenant", "name"], name="node_name_unique"),
+            models.UniqueConstraint(
+                fields=["name"], condition=models.Q(tenant__isnull=True), name="node_shared_name_unique"
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from apps.errors import Conflict, Denied, DomainError, NotFound, TooMany, Unavailable
@@ -121,8 +121,6 @@ def test_a_taken_name_is_refused_and_the_code_stays_good(world: World) -> None:
     clear = issue(world)
     with pytest.raises(Conflict):
         enrolment.redeem(request(clear, "alpha-node"), ADDRESS)
-    with pytest.raises(Conflict):
-        enrolment.redeem(request(clear, "beta-node"), ADDRESS)
     assert enrolment.redeem(request(clear, "free"), ADDRESS).name == "free"
 
 
@@ -136,9 +134,19 @@ def test_a_code_for_an_existing_node_gives_it_a_new_token_and_ends_its_quarantin
         node_auth.authenticate(world.alpha.node_token)
 
 
-def test_a_code_cannot_be_issued_for_a_node_of_another_tenant(world: World) -> None:
-    with pytest.raises(Conflict):
-        issue(world, world.beta.node.name)
+def test_a_name_says_nothing_of_another_tenants_nodes(world: World) -> None:
+    """Neither a code for it nor an enrolment under it is refused, and the other's node stays as it is."""
+    beta = world.beta.node
+    reply = enrolment.redeem(request(issue(world, beta.name)), ADDRESS)
+    made = Node.objects.get(pk=reply.node_id)
+    assert made.pk != beta.pk and (made.name, made.tenant) == (beta.name, world.alpha.tenant)
+    assert node_auth.authenticate(world.beta.node_token).pk == beta.pk
+
+
+def test_of_shared_nodes_one_has_the_name(world: World) -> None:
+    Node.objects.create(name="proxy")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Node.objects.create(name="proxy")
 
 
 def test_who_may_issue_codes(world: World) -> None:
