@@ -40,17 +40,26 @@ Grown = Callable[[int, bytes, Owner | None], Outcome]
 
 
 @dataclass(slots=True)
+class Part:
+    """A batch's files of one folder, and once ``done`` what became of each; the batch itself is not kept alive."""
+
+    done: Future[None]
+    names: list[bytes] = field(default_factory=list)
+    known: list[bool] = field(default_factory=list)  # whether the parent snapshot has it, as another one
+    outcomes: Sequence[Outcome] = ()
+
+
+@dataclass(slots=True)
 class Batch:
-    """Files of one or several folders, which it holds open by descriptors of its own."""
+    """Files of one or several folders, which it holds open by descriptors of its own: one for each part."""
 
     folders: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     owners: list[Owner | None] = field(default_factory=list)
-    known: list[bool] = field(default_factory=list)  # whether the parent snapshot has it, as another one
     size: int = 0
     names_size: int = 0
-    done: Future[Sequence[Outcome]] = field(default_factory=Future)
+    done: Future[None] = field(default_factory=Future)
 
     @property
     def full(self) -> bool:
@@ -58,7 +67,16 @@ class Batch:
 
     @property
     def work(self) -> Work:
-        return Work(self.folders, self.counts, self.names, self.owners if any(self.owners) else ())
+        counts = [len(part.names) for part in self.parts]
+        return Work(self.folders, counts, self.names, self.owners if any(self.owners) else ())
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """Each part gets its own: a folder that is long in the walk must not hold what others are through with."""
+        position = 0
+        for part in self.parts:
+            part.outcomes = outcomes[position : position + len(part.names)]
+            position += len(part.names)
+        self.done.set_result(None)
 
     def close(self) -> None:
         for folder in self.folders:
@@ -106,8 +124,8 @@ class SmallFiles:
 
     # --- for the walk ---
 
-    def add(self, name: bytes, folder: object, folder_fd: int, size: int, known: bool, owner: Owner | None) -> Batch:
-        """Take a file; its number in the batch is the last one. Blocks while too much waits.
+    def add(self, name: bytes, folder: object, folder_fd: int, size: int, known: bool, owner: Owner | None) -> Part:
+        """Take a file; the part that it belongs to, with others of its folder. Blocks while too much waits.
 
         ``folder`` tells apart folders whose descriptor has the same number, one after the other.
         """
@@ -117,25 +135,27 @@ class SmallFiles:
             batch = self._batch
         if not batch.folders or folder is not self._folder:
             batch.folders.append(os.dup(folder_fd))
-            batch.counts.append(0)
+            batch.parts.append(Part(batch.done))
             self._folder = folder
-        batch.counts[-1] += 1
+        part = batch.parts[-1]
+        part.names.append(name)
+        part.known.append(known)
         batch.names.append(name)
         batch.owners.append(owner)
-        batch.known.append(known)
         batch.size += size
         batch.names_size += len(name)
-        return batch
+        return part
 
-    def wait(self, batch: Batch) -> Sequence[Outcome]:
+    def wait(self, part: Part) -> Sequence[Outcome]:
         """What became of its files. Raises what went wrong, and what the progress raises."""
-        if batch is self._batch:
+        if part.done is self._batch.done:
             self._send()
         while True:
             try:
-                return batch.done.result(timeout=1.0)
+                part.done.result(timeout=1.0)
+                return part.outcomes
             except NotYet:
-                if batch.done.done():
+                if part.done.done():
                     raise
                 self._progress.check()
 
@@ -260,7 +280,7 @@ class SmallFiles:
                 self._read_grown(*file) if outcome.grown else outcome
                 for file, outcome in zip(files, outcomes, strict=True)
             ]
-        batch.done.set_result(outcomes)
+        batch.finish(outcomes)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node_agent.repository.files_pool import Batch
+from node_agent.repository.files_pool import Part
 from node_agent.repository.files_read import Content
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter
@@ -19,19 +19,10 @@ from node_agent.repository.tree import EncodedNode, Node, encode_node, encode_tr
 from node_agent.repository.writer import Pending
 
 MAX_WAITING_FOLDERS = 256
-MAX_WAITING_NODES = 20_000
+MAX_WAITING_NODES = 10_000
 
 
 Load = Callable[[bytes], Sequence[Node]]
-
-
-@dataclass(slots=True)
-class Later:
-    """Files ``first`` to ``end`` of a batch."""
-
-    batch: Batch
-    first: int
-    end: int
 
 
 @dataclass(slots=True)
@@ -46,7 +37,7 @@ class Folder:
     nodes: list[Node | EncodedNode] = field(default_factory=list)
     digest: bytes | None = None
     cached: CachedFolder | None = None
-    _later: list[Later] = field(default_factory=list)
+    _later: list[Part] = field(default_factory=list)
     _contents: list[tuple[Node, Content]] = field(default_factory=list)
     _folders: list[tuple[Node, Folder]] = field(default_factory=list)
     _subtrees: list[bytes] = field(default_factory=list)
@@ -64,12 +55,10 @@ class Folder:
         self.nodes.append(node)
         self._contents.append((node, content))
 
-    def add_later(self, batch: Batch, number: int) -> None:
-        """A file that is being read, by its number in a batch."""
-        if self._later and self._later[-1].batch is batch and self._later[-1].end == number:
-            self._later[-1].end = number + 1
-        else:
-            self._later.append(Later(batch, number, number + 1))
+    def add_later(self, part: Part) -> None:
+        """Files that are being read; it may be told of them again with each."""
+        if not self._later or self._later[-1] is not part:
+            self._later.append(part)
 
     def add_folder(self, node: Node, folder: Folder) -> None:
         self.nodes.append(node)
@@ -78,15 +67,15 @@ class Folder:
     @property
     def weight(self) -> int:
         """How many nodes it holds in memory."""
-        return len(self.nodes) + sum(later.end - later.first for later in self._later)
+        return len(self.nodes) + sum(len(part.names) for part in self._later)
 
     def store(self, writer: BlobWriter, load: Load, take: Take) -> None:
         """Its folders must have been stored before. Frees the nodes.
 
         ``load`` reads a tree: raises DamagedError. ``take`` waits for files that are being read, and adds them.
         """
-        for later in self._later:
-            take(self, later)
+        for part in self._later:
+            take(self, part)
         self._subtrees = [folder.id() for _, folder in self._folders]
         if self.cached is not None and self._subtrees == self.cached.subtrees:
             self._id = self.cached.tree
@@ -119,7 +108,7 @@ class Folder:
         return [replace(node, subtree=now[node.name]) if node.is_dir else node for node in kept]
 
 
-Take = Callable[[Folder, Later], None]
+Take = Callable[[Folder, Part], None]
 
 
 class TreeQueue:

@@ -19,7 +19,7 @@ from node_agent.repository.files_frames import Before, Frame, Linked, Tally, Wal
 from node_agent.repository.files_listing import Entry, Listing, list_folder
 from node_agent.repository.files_meta import node_from_stat, proc_path, read_xattrs
 from node_agent.repository.files_open import is_regular, open_regular
-from node_agent.repository.files_pool import SmallFiles
+from node_agent.repository.files_pool import Part, SmallFiles
 from node_agent.repository.files_read import Content, FileReader
 from node_agent.repository.files_roots import RootFolder
 from node_agent.repository.files_small import (
@@ -34,7 +34,7 @@ from node_agent.repository.files_small import (
     no_xattrs,
     set_owner,
 )
-from node_agent.repository.files_trees import Folder, Later, TreeQueue
+from node_agent.repository.files_trees import Folder, TreeQueue
 from node_agent.repository.folder_cache import CachedFolder, FolderCache
 from node_agent.repository.repository import BlobKind, BlobWriter, Repository
 from node_agent.repository.tree import EncodedNode, Node, encode_node, load_tree, node_type
@@ -276,8 +276,7 @@ class Walk:
             self._store_now(frame, path, name, on_disk, owner, known is not None)
 
     def _add_small(self, frame: Frame, name: bytes, size: int, known: bool, owner: Owner | None) -> None:
-        batch = self._small.add(name, frame, frame.fd, size, known, owner)
-        frame.folder.add_later(batch, len(batch.names) - 1)
+        frame.folder.add_later(self._small.add(name, frame, frame.fd, size, known, owner))
 
     def _store_now(
         self, frame: Frame, path: bytes, name: bytes, on_disk: bytes, owner: Owner | None, known: bool
@@ -319,12 +318,9 @@ class Walk:
         node.size, node.content = read.content.size, read.content.ids()
         return Outcome(encode_node(node), node.size, read.read_bytes, findings)
 
-    def _take(self, folder: Folder, later: Later) -> None:
+    def _take(self, folder: Folder, part: Part) -> None:
         """Put files that were read into their folder."""
-        batch = later.batch
-        outcomes = self._small.wait(batch)
-        for number in range(later.first, later.end):
-            outcome, name = outcomes[number], batch.names[number]
+        for outcome, name, known in zip(self._small.wait(part), part.names, part.known, strict=True):
             if outcome.findings:
                 self._note_findings(folder, os.path.join(folder.path, name), outcome.findings)
             self.stats.read_bytes += outcome.read_bytes
@@ -332,7 +328,7 @@ class Walk:
             self._tally.done_bytes += outcome.read_bytes
             if outcome.node is not None:
                 folder.add_encoded(EncodedNode(name, outcome.node))
-                self._count(os.path.join(folder.path, name), outcome.size, batch.known[number])
+                self._count(os.path.join(folder.path, name), outcome.size, known)
 
     def _note_findings(self, folder: Folder, path: bytes, findings: Sequence[Finding]) -> None:
         for code, message in findings:

@@ -1,7 +1,7 @@
 """Storing blobs: hash, known?, compress, seal, pack, write; on threads, with bounded memory.
 
 Order on the store, which is all that a crash can cut: a pack is durable before an index file names it; index files are
-written when 50,000 blobs wait, when ten minutes have passed, and by :meth:`BlobWriter.flush`. A snapshot is none of
+written when 20,000 blobs wait, when ten minutes have passed, and by :meth:`BlobWriter.flush`. A snapshot is none of
 this module's business: whoever writes one flushes first. What a killed run leaves are packs that no index names, and
 packs that one does: the next run finds those known and goes on from there.
 """
@@ -24,7 +24,7 @@ from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import level_of
 from node_agent.repository.index import Index
-from node_agent.repository.index_file import MAX_AGE_S, MAX_BLOBS, PackEntry, save_index_file
+from node_agent.repository.index_file import MAX_AGE_S, PackEntry, save_index_file
 from node_agent.repository.pack import BlobKind, PackBuilder
 from node_agent.repository.sealed import SealedFiles
 from node_agent.repository.sealing import EVERYTHING, SAMPLE, SealedBlob, Sealer
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 BYTES_IN_FLIGHT = 32 << 20
 _PACKS_IN_FLIGHT = 2
+MAX_BLOBS = 20_000  # in an index file; more would be allowed, but all of them wait in memory with their claims
 _MAX_WORKERS = 8  # what the one uploading thread can still hash and send
 _SMALL = 64 << 10  # blobs up to this size are stored in batches: a thread's handling costs more than their hashing
 _BATCH_BLOBS = 128
