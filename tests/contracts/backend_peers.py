@@ -191,6 +191,20 @@ class Radosgw(Peer):
         self.lab.down()
 
 
+class RadosgwLocked(Radosgw):
+    """The same, in a bucket whose objects are locked (see test_object_lock.py for what that means)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.s3(self.state.user).create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+
+    def place(self) -> Place:
+        return self.place_in("locked", object_lock="compliance", object_lock_days="1")
+
+    def nowhere(self) -> Place:
+        return self.place_in("nowhere", object_lock="compliance", object_lock_days="1")
+
+
 class GcsStandIn(Peer):
     """moto behind Google's XML protocol; see gcs_stand_in.py for what that proves and what not."""
 
@@ -328,6 +342,7 @@ KINDS_OF_PEERS: dict[str, type[Peer]] = {
     "local": LocalFolder,
     "s3": Moto,
     "radosgw": Radosgw,
+    "radosgw-locked": RadosgwLocked,
     "azure": Azurite,
     "gcs-stand-in": GcsStandIn,
     "sftp": Sshd,

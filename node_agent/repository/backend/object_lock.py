@@ -31,6 +31,7 @@ from node_agent.errors import (
     LockRefused,
     ObjectLocked,
     ObjectMissing,
+    RepositoryExists,
 )
 from node_agent.repository.backend.base import (
     CONFIG_NAME,
@@ -219,7 +220,9 @@ class S3ObjectLock(ObjectLock):
         path = self.path(kind, name)
         if kind is Kind.CONFIG and path not in self._read_from:
             versions = self.versions_of(path)
-            self._read_from[path] = "" if not versions or _plain(versions) else self.right_version(kind, name)
+            if not versions:
+                return ""  # not made yet
+            self._read_from[path] = "" if _plain(versions) else self.right_version(kind, name)
         return self._read_from.get(path, "")
 
     def _try(self, operation: Callable[[], T]) -> T:
@@ -245,6 +248,9 @@ class ObjectLockBackend(ObjectStoreBackend):
 
     def put(self, kind: Kind, name: str, parts: Sequence[Buffer]) -> None:
         lock = self.object_lock
+        if kind is Kind.CONFIG:
+            self._put_first(parts)
+            return
         if kind not in LOCKED_WHEN_PUT or lock.refusal is not None:
             super().put(kind, name, parts)
             return
@@ -259,6 +265,19 @@ class ObjectLockBackend(ObjectStoreBackend):
             if kind is Kind.SNAPSHOT:
                 raise  # whoever writes it shall say in it that it is not immutable
             super().put(kind, name, [content])
+
+    def _put_first(self, parts: Sequence[Buffer]) -> None:
+        """A config: in buckets with versions not every store knows conditions, so the first version counts."""
+        path, content = self._path(Kind.CONFIG, CONFIG_NAME), b"".join(parts)
+        taken = RepositoryExists(f"There is already a repository at {self.url}.")
+        if any(not version.marker for version in self.object_lock.versions_of(path)):
+            raise taken
+        mine = self.object_lock.bucket.put(path, content, hashlib.sha256(content).digest())
+        first = [version for version in self.object_lock.versions_of(path) if not version.marker][-1]
+        if mine and first.id != mine:
+            with contextlib.suppress(BackendReadOnly):  # it stays beneath, unread
+                self.object_lock.bucket.delete(path, mine)
+            raise taken
 
     def get(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
         if kind is Kind.LOCK:

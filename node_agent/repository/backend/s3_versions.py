@@ -163,14 +163,14 @@ class VersionedBucket:
             page += [_version(v, marker=True) for v in answer.get("DeleteMarkers") or ()]
             for version in sorted(page, key=lambda v: (v.path, not v.latest, -v.modified)):
                 if group and group[0].path != version.path:
-                    yield group
+                    yield _as_stored(group, page)
                     group = []
                 group.append(version)
             if not answer.get("IsTruncated"):
                 break
             marks = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer.get("NextVersionIdMarker") or ""}
         if group:
-            yield group
+            yield _as_stored(group, page)
 
     def retention(self, path: str, version: str) -> tuple[str, float]:
         """Mode and time; an empty mode: not locked."""
@@ -259,6 +259,15 @@ class NotLocked(BackendError):
 
 class _BehindTheEnd(Exception):
     """A range that begins where the object has ended."""
+
+
+def _as_stored(group: list[Version], page: list[Version]) -> list[Version]:
+    """Sorted by time so that markers stand where they belong; but among contents the store's own order counts: of two
+    that were stored at the same instant everybody must see the same one first."""
+    contents = iter([v for v in page if not v.marker and v.path == group[0].path])
+    if sum(not v.marker for v in group) != sum(not v.marker and v.path == group[0].path for v in page):
+        return group  # spread over several pages
+    return [v if v.marker else next(contents) for v in group]
 
 
 def _version(value: dict[str, Any], *, marker: bool) -> Version:
