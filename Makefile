@@ -9,6 +9,8 @@ SOURCE ?=
 IMAGE ?=
 ONCE ?=
 TESTS ?= tests
+SECONDS_EACH ?= 600
+SEED ?=
 # Files stay together: their servers are started once for each.
 PYTEST := -m pytest -n auto --dist loadfile
 VENV := .venv
@@ -22,13 +24,14 @@ TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromiu
                  rclone:rclone sshd:openssh-server ssh:openssh-client
 LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common radosgw:radosgw restic:restic
 
-.PHONY: help demo run test test-postgres test-lab check lint format bench clean
+.PHONY: help demo run test test-postgres test-lab check lint format bench soak clean
 help:
 	@echo "make demo    protect real data, restore it and see it happen (SOURCE=/path IMAGE=/disk.qcow2 ONCE=1 PORT=n)"
 	@echo "make run     standalone server and a local node (PORT=n)"
 	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
 	@echo "make test-lab  what needs a real Ceph and its S3 gateway: installs them (61 MB), starts its own, ends it"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
+	@echo "make soak    random lives of a repository, then fuzzing, until the time is over (SECONDS_EACH=600 SEED=n)"
 	@echo "make bench   benchmarks against peers, in one run (35 minutes; BENCH_SMALL=1: some minutes)"
 
 $(STAMPS)/system-%:
@@ -89,6 +92,16 @@ check: lint
 
 bench: $(STAMPS)/dev $(STAMPS)/system-test
 	$(BIN)/python -m benchmarks
+
+# Ends by itself, and prints steps, seed and what it did. Fuzzing is guided by coverage where atheris can be had.
+soak: $(STAMPS)/dev $(STAMPS)/system-test
+	$(BIN)/python -m tests.model --seconds $(SECONDS_EACH) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS_EACH) $(if $(SEED),--seed $(SEED))
+	@if $(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0; then \
+		for target in tree snapshot index header pack zstd; do \
+			$(BIN)/python -m tests.fuzz --atheris $$target --seconds $$(( $(SECONDS_EACH) / 6 )); \
+		done; \
+	else echo "atheris cannot be installed here: no fuzzing by coverage" >&2; fi
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -24,6 +24,7 @@ from node_agent.errors import ConfigError
 from node_agent.repository import check as check_module
 from node_agent.repository import maintenance
 from node_agent.repository.check_choice import ReadChoice, VerifiedPacks
+from node_agent.repository.known_objects import KnownObjects
 from node_agent.repository.prune import prune
 from node_agent.repository.repository import Repository
 from node_agent.repository.retention import Duration, KeepPolicy
@@ -36,6 +37,7 @@ def check(args: argparse.Namespace) -> int:
     with open_repository(args) as repo, progress_shown(args) as progress:
         with (
             VerifiedPacks(repo.cache_path("verified")) as verified,
+            KnownObjects(repo.cache_path("known")) as known,
             repo.lock(wait_s=lock_wait_s(args), read_only_ok=True),
         ):
             report = check_module.check(
@@ -43,8 +45,11 @@ def check(args: argparse.Namespace) -> int:
                 read_data=args.read_data or choice is not None,
                 choice=choice,
                 verified=verified,
+                known=known,
                 progress=progress,
             )
+            if args.accept_gone:
+                known.accept(problem.name for problem in report.vanished)
     if wants_json(args):
         print_json({"message_type": "summary", "num_errors": len(report.errors)} | report.to_json())
     else:
@@ -76,6 +81,8 @@ def _tell_check(report: check_module.CheckReport, *, everything: bool) -> None:
         print(f"error: {problem.kind} {problem.name}: {problem.message}", file=sys.stderr)
         if problem.snapshots:
             print(f"  hurts snapshots: {', '.join(name[:8] for name in problem.snapshots)}", file=sys.stderr)
+        for path in problem.paths:
+            print(f"  hurts {path}", file=sys.stderr)
     counts = f"{report.snapshots} snapshots, {report.trees} trees, {report.blobs} blobs in {report.packs} packs"
     print(f"checked {counts}{', every byte read' if everything else ''}")
     if report.chosen_packs is not None:

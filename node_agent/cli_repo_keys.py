@@ -17,11 +17,13 @@ from node_agent.cli_session import (
     human_size,
     lock_wait_s,
     open_repository,
+    open_store,
     print_json,
     read_password,
     wants_json,
 )
-from node_agent.errors import ConfigError
+from node_agent.errors import ConfigError, TargetError
+from node_agent.repository.key_export import export_keys, restore_keys
 from node_agent.repository.keys import OpenedKey, change_password, list_keys, open_master_key, remove_key
 from node_agent.repository.repository import Repository
 
@@ -85,6 +87,41 @@ def key_remove(args: argparse.Namespace) -> int:
         repo.guard(prove=True)
         name = remove_key(repo.backend, args.id, current=opened.name)
     _tell(args, "removed", name, f"key {name[:_SHORT]} was removed")
+    return 0
+
+
+def key_export(args: argparse.Namespace) -> int:
+    with _opened(args, write=False) as (repo, _):
+        content = export_keys(repo)
+        name = repo.id
+    path = Path(args.file)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        raise TargetError(f"The file {path} cannot be written: {error.strerror}.") from error
+    _tell(args, "exported", name, f"keys and config of repository {name[:_SHORT]} are in {path}; keep it elsewhere")
+    return 0
+
+
+def key_restore(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"The file {path} cannot be read: {error.strerror}.", hint="Give a file that 'key export' wrote."
+        ) from error
+    restored = restore_keys(open_store(args), content, read_password(args))
+    if wants_json(args):
+        print_json({"message_type": "key_restored", "config": restored.config, "keys": restored.keys})
+        return 0
+    for name in restored.keys:
+        print(f"key {name[:_SHORT]} was put back")
+    print(f"the config was {'put back' if restored.config else 'as it should be'}; now run a check")
     return 0
 
 

@@ -23,6 +23,7 @@ def _check(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--max-duration", metavar="DURATION", help="stop reading after that long, for example 2h30m")
     parser.add_argument("--max-age", metavar="DURATION", help="read only what was not proven for that long: 30d")
+    parser.add_argument("--accept-gone", action="store_true", help="tell of snapshots that are gone for the last time")
 
 
 def _forget(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -95,12 +96,16 @@ def _copy(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _key(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("key", help="list, add, remove and change passwords")
+    parser = commands.add_parser("key", help="list, add, remove, change passwords; save keys and put them back")
     parts = parser.add_subparsers(title="what", metavar="ACTION", required=True)
     command(parts, "list", "cli_repo_keys:key_list", "list the keys")
     for name, text in (("add", "let another password open the repository"), ("passwd", "change the password")):
         part = command(parts, name, f"cli_repo_keys:key_{name}", text)
         part.add_argument("--new-password-file", metavar="FILE", help="the new password (BRS_NEW_PASSWORD)")
+    export = command(parts, "export", "cli_repo_keys:key_export", "save keys and config, sealed as they are, in a file")
+    export.add_argument("file", metavar="FILE", help="to be kept elsewhere: a repository has one copy of each")
+    restore = command(parts, "restore", "cli_repo_keys:key_restore", "put back exported keys and config")
+    restore.add_argument("file", metavar="FILE", help="that 'key export' wrote")
     remove = command(parts, "remove", "cli_repo_keys:key_remove", "remove a key, but not the one in use")
     remove.add_argument("id", metavar="KEY")
 

@@ -5,8 +5,9 @@ open with the key; every pack that an index names is there with the right size a
 tree of every snapshot opens, decodes and names only blobs that are indexed. With ``read_data`` also: every pack's name
 is the SHA-256 of the file; every blob is authenticated, decompressed and has the content its id says.
 
-What no check of a repository can see: objects that were deleted together with all that named them. The catalogue must
-compare its points with the snapshots that are there.
+What no check of a repository alone can see: objects that were deleted together with all that named them, and a store
+that was rolled back. So it is compared with what this machine has seen there before (:mod:`.known_objects`); the
+catalogue compares its points with the snapshots that are there.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from node_agent.errors import BrsError, DamagedError, ObjectMissing, SnapshotNotFound
+from node_agent.items import printable
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.check_choice import ReadChoice, VerifiedPacks
+from node_agent.repository.check_known import compare_keys, compare_snapshots, describe_vanished
 from node_agent.repository.check_packs import Finding, PackCheck
 from node_agent.repository.id_set import IdSet
 from node_agent.repository.index import Index
+from node_agent.repository.known_objects import KnownObjects
 from node_agent.repository.polynomial import is_irreducible
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import BlobKind, Repository
@@ -32,20 +36,24 @@ from node_agent.repository.snapshot import Snapshot, load_snapshot
 from node_agent.repository.tree import Node, decode_tree
 
 _BlobKey = tuple[BlobKind, bytes]
+_PATHS = 20  # are named of each problem; 'repair snapshots' names all
 
 
 @dataclass(slots=True)
 class Problem:
-    """One damaged or missing object. ``snapshots`` are the ids of all that cannot be restored wholly because of it."""
+    """One damaged or missing object. ``snapshots`` are the ids of all that cannot be restored wholly because of it,
+    ``paths`` the first files and folders that are hurt in the first of them."""
 
-    kind: str  # config, key, index, snapshot, pack, tree, data
+    kind: str  # config, key, index, snapshot, gone (a snapshot), pack, tree, data
     name: str
     message: str
     snapshots: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
     blobs: frozenset[_BlobKey] = field(default=frozenset(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "name": self.name, "message": self.message, "snapshots": list(self.snapshots)}
+        hurt = {"snapshots": list(self.snapshots), "paths": list(self.paths)}
+        return {"kind": self.kind, "name": self.name, "message": self.message} | hurt
 
 
 @dataclass(slots=True)
@@ -62,6 +70,11 @@ class CheckReport:
     chosen_packs: int | None = None  # that were to be read; more than read_packs if the time ran out
     never_read_packs: int | None = None  # of the index, as far as this machine remembers; None if that was not asked
     oldest_proof_s: float | None = None  # how long ago the least recently read pack was found whole
+
+    @property
+    def vanished(self) -> list[Problem]:
+        """Snapshots that this machine has seen and that are gone."""
+        return [problem for problem in self.errors if problem.kind == "gone"]
 
     @property
     def unread_packs(self) -> int:
@@ -95,15 +108,16 @@ def check(
     read_data: bool = False,
     choice: ReadChoice | None = None,
     verified: VerifiedPacks | None = None,
+    known: KnownObjects | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Under a lock, shared or exclusive; backups may go on meanwhile. Damage is reported, never raised.
 
-    With ``read_data`` every pack is read, or those of ``choice``; ``verified`` remembers which were found whole. Trusts
-    no cache: the index is read anew.
+    With ``read_data`` every pack is read, or those of ``choice``; ``verified`` remembers which were found whole,
+    ``known`` what was here before. Trusts no cache: the index is read anew.
     """
     run = _Check(repo, progress or Progress())
-    run.keys_and_config()
+    run.keys_and_config(known)
     run.locks()
     names = sorted(info.name for info in repo.backend.list(Kind.SNAPSHOT))  # before the index, which then covers them
     run.index_files()
@@ -113,6 +127,8 @@ def check(
         else:
             run.chosen_packs(choice, verified or VerifiedPacks(None))
         run.snapshots(names)
+        if known is not None:
+            run.compare(known, names)
         run.name_victims()
     finally:
         run.close()
@@ -136,8 +152,11 @@ class _Check:
         self.index.close()
         self._known.close()
 
-    def keys_and_config(self) -> None:
-        for info in list(self.repo.backend.list(Kind.KEY)):
+    def keys_and_config(self, known: KnownObjects | None) -> None:
+        found = list(self.repo.backend.list(Kind.KEY))
+        if known is not None:
+            self.report.notes += compare_keys(known, [info.name for info in found])
+        for info in found:
             try:
                 content = self.repo.backend.get(Kind.KEY, info.name)
             except ObjectMissing:
@@ -241,6 +260,14 @@ class _Check:
             self.progress.add(done_files=1)
         self.report.snapshots, self.report.trees = len(self._loaded), len(self._known)
 
+    def compare(self, known: KnownObjects, names: list[str]) -> None:
+        """With what this machine remembers. A snapshot that came since they were listed is not missed."""
+        listed = {*names, *(info.name for info in self.repo.backend.list(Kind.SNAPSHOT))}
+        result = compare_snapshots(known, listed, self._loaded)
+        self.report.notes += result.notes
+        for one in result.vanished:
+            self._error("gone", one.id, describe_vanished(one))
+
     def name_victims(self) -> None:
         """Which snapshots each problem hurts; only done if there are problems, since it walks all trees again."""
         for key in [key for key in self._lost if self._has_good_copy(key)]:
@@ -250,8 +277,11 @@ class _Check:
             return
         hurt = _Victims(self._lost, self._nodes)
         for snapshot in self._loaded:
-            for problem in hurt.problems_of(bytes.fromhex(snapshot.tree)):
+            root = bytes.fromhex(snapshot.tree)
+            for problem in hurt.problems_of(root):
                 problem.snapshots = (*problem.snapshots, snapshot.id)
+                if not problem.paths:
+                    problem.paths = tuple(printable(path) for path in islice(hurt.paths_of(root, problem), _PATHS))
 
     def _walk(self, root: bytes) -> None:
         stack = [root]
@@ -329,6 +359,26 @@ class _Victims:
             }
             stack.pop()
         return list(self._found[root].values())
+
+    def paths_of(self, root: bytes, problem: Problem) -> Iterator[bytes]:
+        """What below a tree suffers from a problem; only after problems_of(root). Each tree is entered once."""
+        seen: set[bytes] = set()
+        stack = [(root, b"")]
+        while stack:
+            tree_id, path = stack.pop()
+            if tree_id in seen or id(problem) not in self._found[tree_id]:
+                continue
+            seen.add(tree_id)
+            if self._lost_by(problem, (BlobKind.TREE, tree_id)):
+                yield path or b"/"
+            for node in self._load(tree_id):
+                if node.subtree is not None:
+                    stack.append((node.subtree, path + b"/" + node.name))
+                elif any(self._lost_by(problem, (BlobKind.DATA, blob_id)) for blob_id in node.content):
+                    yield path + b"/" + node.name
+
+    def _lost_by(self, problem: Problem, key: _BlobKey) -> bool:
+        return any(one is problem for one in self._lost.get(key, ()))
 
     def _load(self, tree_id: bytes) -> list[Node]:
         try:

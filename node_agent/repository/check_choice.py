@@ -6,105 +6,41 @@ this machine only: losing it costs reading again, nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from node_agent.errors import ConfigError
+from node_agent.repository.local_memory import LocalMemory
 
 _PART = re.compile(r"(\d{1,3})/(\d{1,3})\Z", re.ASCII)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%\Z", re.ASCII)
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)\Z", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_VERSION = 1
 
 
-class VerifiedPacks:
-    """When each pack was last read and found whole. A context manager; without a file it remembers nothing."""
+class VerifiedPacks(LocalMemory):
+    """When each pack was last read and found whole."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._db = self._open()
-
-    def __enter__(self) -> VerifiedPacks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-    @property
-    def remembers(self) -> bool:
-        return self._path is not None
+    table = "verified"
+    columns = "pack BLOB PRIMARY KEY, at REAL NOT NULL"
 
     def note(self, pack: str, at: float) -> None:
-        self._run("INSERT OR REPLACE INTO verified VALUES (?, ?)", [(bytes.fromhex(pack), at)])
+        self._change("INSERT OR REPLACE INTO verified VALUES (?, ?)", [(bytes.fromhex(pack), at)])
 
     def forget(self, pack: str) -> None:
         """It was found damaged: read it first the next time."""
-        self._run("DELETE FROM verified WHERE pack = ?", [(bytes.fromhex(pack),)])
+        self._change("DELETE FROM verified WHERE pack = ?", [(bytes.fromhex(pack),)])
 
     def times(self) -> Iterator[tuple[str, float]]:
-        try:
-            for pack, at in self._db.execute("SELECT pack, at FROM verified"):
-                if isinstance(pack, bytes) and isinstance(at, float):
-                    yield pack.hex(), at
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"The cache database {self._path} cannot be used: {error}.") from error
-        except sqlite3.DatabaseError:
-            self._begin_anew()
+        for pack, at in self._rows("SELECT pack, at FROM verified"):
+            if isinstance(pack, bytes) and isinstance(at, float):  # else the database is damaged
+                yield pack.hex(), at
 
     def keep_only(self, packs: Mapping[str, int]) -> None:
         gone = [(bytes.fromhex(pack),) for pack, _ in self.times() if pack not in packs]
-        self._run("DELETE FROM verified WHERE pack = ?", gone)
-
-    def _run(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        try:
-            self._db.executemany(statement, rows)
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"The cache database {self._path} cannot be used: {error}.") from error
-        except sqlite3.DatabaseError:
-            self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        """The database is damaged: what it remembered is proven anew."""
-        self._db.close()
-        for suffix in ("", "-wal", "-shm") if self._path is not None else ():
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        self._db = self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        if self._path is None:
-            return self._connect(":memory:")
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._connect(str(self._path))
-        except (OSError, sqlite3.OperationalError) as error:
-            raise ConfigError(f"The cache database {self._path} cannot be used: {error}.") from error
-        except sqlite3.DatabaseError:  # broken: what it remembered is proven anew
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-            return self._connect(str(self._path))
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")
-            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-                db.execute("DROP TABLE IF EXISTS verified")
-                with contextlib.suppress(sqlite3.OperationalError):  # another check made it just now
-                    db.execute("CREATE TABLE verified (pack BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID")
-                db.execute(f"PRAGMA user_version = {_VERSION}")
-            db.execute("SELECT count(*) FROM verified").fetchone()
-        except BaseException:
-            db.close()
-            raise
-        return db
+        self._change("DELETE FROM verified WHERE pack = ?", gone)
 
 
 @dataclass(frozen=True, slots=True)

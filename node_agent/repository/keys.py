@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import uname, urandom
@@ -64,9 +66,17 @@ def open_master_key(backend: Backend, password: str) -> OpenedKey:
     if len(damaged) == len(names):
         raise DamagedError(
             f"No key of the repository can be used: {'; '.join(damaged)}.",
-            hint="Put the key file from the recovery kit back in place.",
+            hint="Put exported keys back with 'key restore FILE', or the key file from the recovery kit.",
         )
     raise WrongPassword(f"{WrongPassword.default_message} {'; '.join(damaged)}".strip() if damaged else None)
+
+
+def open_key(keys: Mapping[str, bytes], password: str) -> OpenedKey:
+    """One of several key files (name to content). Raises WrongPassword."""
+    for name, content in keys.items():
+        with contextlib.suppress(Unauthenticated, _BadKeyFile):
+            return OpenedKey(name, _open(content, password))
+    raise WrongPassword("None of these keys opens with this password.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +184,8 @@ def lock_keys(backend: Backend) -> None:
 
 def _open(content: bytes, password: str) -> Key:
     try:
-        value = parse_json(content)
+        # Damage to what a key says about its maker must lock nobody out: Go replaces what is not UTF-8 as well.
+        value = parse_json(content.decode("utf-8", "replace").encode())
         if value["kdf"] != "scrypt":
             raise _BadKeyFile(f"its key derivation {value['kdf']!r} is unknown")
         params = ScryptParams(int(value["N"]), int(value["r"]), int(value["p"]))

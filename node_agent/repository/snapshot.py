@@ -8,6 +8,7 @@ forget groups by them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from node_agent import __version__
-from node_agent.errors import DamagedError, ObjectLocked, ObjectMissing, SnapshotNotFound
+from node_agent.errors import ConfigError, DamagedError, ObjectLocked, ObjectMissing, SnapshotNotFound
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.identity import username
+from node_agent.repository.known_objects import Known, KnownObjects
 from node_agent.repository.repository import BlobKind, Lock, Repository
 from node_agent.repository.rfc3339 import format_datetime, parse_datetime
 from node_agent.repository.sealed import describe
 from node_agent.repository.tree import walk
+
+logger = logging.getLogger(__name__)
 
 PARTIAL_TAG = "brs.partial"
 _PROVEN_AT_ONCE = 100_000
@@ -143,6 +147,8 @@ def save_snapshot(repo: Repository, lock: Lock, snapshot: Snapshot) -> Snapshot:
     lock.prove()
     content = json.dumps(snapshot.to_json(), separators=(",", ":"), ensure_ascii=False)
     name = repo.files.save(Kind.SNAPSHOT, content.encode("utf-8", "replace"))
+    seen = Known.of(name, snapshot.hostname, snapshot.paths, snapshot.time)
+    _remember(repo, lambda known: known.saw([seen]))
     return replace(snapshot, id=name)
 
 
@@ -238,6 +244,16 @@ def remove_snapshot(repo: Repository, name: str) -> None:
     if not repo.backend.exists(Kind.SNAPSHOT, name):
         raise SnapshotNotFound(f"There is no snapshot {name} in the repository.")
     repo.backend.delete(Kind.SNAPSHOT, name)
+    _remember(repo, lambda known: known.removed(name))
+
+
+def _remember(repo: Repository, note: Callable[[KnownObjects], None]) -> None:
+    """On this machine; that it cannot is no reason to fail."""
+    try:
+        with KnownObjects(repo.cache_path("known")) as known:
+            note(known)
+    except ConfigError as error:
+        logger.warning("%s", error)
 
 
 def _decode(name: str, value: dict[str, Any]) -> Snapshot:

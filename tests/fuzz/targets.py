@@ -25,7 +25,7 @@ import httpx
 import zstandard
 
 from node_agent import cli_repo_read
-from node_agent.cli_repo_backup import read_extents
+from node_agent.cli_repo_backup import read_changes
 from node_agent.cli_repo_modes import long_line
 from node_agent.errors import BrsError
 from node_agent.items import Issues
@@ -281,7 +281,7 @@ class World:
     def extents(self, data: bytes) -> None:
         path = self.folder / "extents.json"
         path.write_bytes(data)
-        read_extents(path, 1 << 40)
+        read_changes(path, 1 << 40)
 
     # --- databases of this machine ---
 
@@ -365,6 +365,19 @@ def _use(index: Index) -> None:
     assert index.blob_count() >= 0 and index.epoch
 
 
+BOUND_EXTENTS = json.dumps(
+    {
+        "base": {
+            "repository": NAME,
+            "snapshot": NAME,
+            "tree": NAME,
+            "size": 1 << 30,
+            "block_size": 1 << 20,
+            "disk": "d",
+        },
+        "extents": [{"offset": 0, "length": 65536}],
+    }
+)
 LEASE = {
     "server_time": "2026-05-17T12:00:00Z",
     "poll_after_s": 5,
@@ -406,7 +419,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "time": Target(world.time, [b"2026-05-17T12:00:00.123456789+02:00", b"0001-01-01T00:00:00Z"], parser),
         "subset": Target(world.words, [b"1/5", b"2.5%", b"10G"], parser),
         "duration": Target(world.duration, [b"1y5m7d2h", b"99999h"], parser),
-        "extents": Target(world.extents, [b'[{"offset":1048576,"length":65536}]']),
+        "extents": Target(world.extents, [b'[{"offset":1048576,"length":65536}]', BOUND_EXTENTS.encode()]),
         "index-cache": Target(world.index_cache, [_index_database(world)], weight=0.1),
         "folder-cache": Target(world.folder_cache, [_folder_database(world)], weight=0.1),
         "verified-cache": Target(world.verified, [_verified_database(world)], weight=0.1),
