@@ -23,6 +23,7 @@ from node_agent.errors import BrsError, RepositoryError
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import level_of
+from node_agent.repository.heap import share_heaps
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_AGE_S, PackEntry, save_index_file
 from node_agent.repository.pack import BlobKind, PackBuilder
@@ -133,6 +134,7 @@ class BlobWriter:
 
         ``workers``: threads that hash, compress and seal; by default one for each processor, two to eight.
         """
+        share_heaps()
         self.new_bytes = 0
         self.stored_bytes = 0
         self.new_blobs = 0

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -313,3 +314,31 @@ def test_what_is_shown_as_done_is_in_the_store(tmp_path: Path, monkeypatch: pyte
         writer.flush()
         assert progress.counters.settled_bytes == progress.counters.done_bytes == (20 << 20) + 500
         assert progress.counters.waiting_bytes == 0
+
+
+def test_threads_share_two_heaps_where_the_c_library_can_do_that() -> None:
+    script = """if True:
+        import threading
+        from pathlib import Path
+        from node_agent.repository.heap import share_heaps
+        assert share_heaps()
+        done = threading.Barrier(7)
+        def work():
+            kept = [bytes(1000) for _ in range(1000)]  # larger than what the interpreter hands out itself
+            done.wait()
+        for _ in range(6):
+            threading.Thread(target=work).start()
+        done.wait()
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        print(sum(len(line.split()) == 5 for line in maps))  # without a file behind them
+    """
+    own = {"MALLOC_ARENA_TEST": "8"}
+    shared = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    apart = subprocess.run(
+        [sys.executable, "-c", script.replace("assert share_heaps()", "pass")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | own,
+    )
+    assert int(shared.stdout) < int(apart.stdout)
