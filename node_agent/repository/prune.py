@@ -133,7 +133,8 @@ class _Prune:
         with self.repo.lock(exclusive=True, wait_s=self.options.wait_s) as lock:
             self._look_again(files)
             self._remove(lock)
-            self.repo.load_index()
+            if self.repo.index_is_open:
+                self.repo.load_index()
         return self.result
 
     def _make_plan(self) -> None:

@@ -211,6 +211,11 @@ class Repository:
         assert self._index is not None
         return self._index
 
+    @property
+    def index_is_open(self) -> bool:
+        """Whether somebody in this process uses the index; if not, it need not be kept up to date."""
+        return self._index is not None
+
     def load_index(self) -> None:
         """Bring the index up to date with the store; to be called after the lock was taken. Raises DamagedError."""
         if self._index is None:
