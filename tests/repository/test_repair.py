@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from node_agent.errors import DamagedError, RepositoryError
 from node_agent.progress import Progress
+from node_agent.repository.backend import Kind
+from node_agent.repository.backend.base import Buffer
+from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.check import CheckReport, check
 from node_agent.repository.files_restore import dump
 from node_agent.repository.repair_index import RepairIndexResult, repair_index
@@ -16,6 +20,7 @@ from node_agent.repository.repair_snapshots import HurtSnapshot, find_hurt, repa
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import Snapshot, list_snapshots
 from tests.repository.core_world import flip, make_snapshot, new_repo, open_repo, restic, stored
+from tests.repository.power import recording
 
 RNG = random.Random(3)
 BLOCKS = [RNG.randbytes(40_000) for _ in range(6)]
@@ -140,6 +145,44 @@ def test_a_damaged_pack_is_healed_from_a_repository_that_has_the_blobs(folder: P
     assert (result.replaced_packs, result.healed_blobs, result.lost_blobs) == ([pack], 1, [])
     assert result.moved_blobs >= 4
     assert not (folder / "data" / pack[:2] / pack).exists()
+    _prove(folder)
+
+
+def test_the_damaged_entry_goes_first_and_the_damaged_pack_last(folder: Path, twin: Path) -> None:
+    pack = _hurt(folder, BLOCKS[2])
+    old_indexes = {path.name for path in stored(folder, "index")}
+    with recording(folder) as steps:
+        assert _repair_packs(folder, [pack], twin).replaced_packs == [pack]
+    shown = [step for step in steps if step.call in ("rename", "unlink") and not step.path.startswith("locks/")]
+    kinds = [f"{step.call} {(step.other or step.path).split('/')[0]}" for step in shown]
+    first_pack = kinds.index("rename data")
+    # The index without the entry is there and the one with it gone before anything is stored anew …
+    assert kinds[:2] == ["rename index", "unlink index"] and shown[1].path.split("/")[1] in old_indexes
+    assert first_pack == 2
+    # … and the pack goes when new packs and an index that names them are there, and no index names it.
+    assert kinds[-1] == "unlink data" and shown[-1].path.endswith(pack)
+    assert "rename index" in kinds[first_pack:-1] and kinds[-2] == "unlink index"
+
+
+def test_a_new_copy_that_does_not_read_back_leaves_the_old_pack_where_it_is(
+    folder: Path, twin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = _hurt(folder, BLOCKS[2])
+    put = LocalBackend.put
+
+    def spoilt(self: LocalBackend, kind: Kind, name: str, parts: Sequence[Buffer]) -> None:
+        content = bytearray(b"".join(parts))
+        if kind is Kind.PACK:
+            content[50] ^= 1
+        put(self, kind, name, [content])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, "put", spoilt)
+        with pytest.raises(DamagedError):
+            _repair_packs(folder, [pack], twin)
+    assert (folder / "data" / pack[:2] / pack).exists()
+    damaged = [error.name for error in _check(folder).errors if error.kind == "pack"]
+    assert _repair_packs(folder, [pack, *damaged], twin).lost_blobs == []
     _prove(folder)
 
 

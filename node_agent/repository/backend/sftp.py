@@ -1,8 +1,10 @@
 """A repository on a server that speaks SFTP, in the same layout as in a local folder.
 
 Crash model: atomic by writing ``<name>-tmp-<random>`` and then ``posix-rename@openssh.com``. The content is
-synced before (``fsync@openssh.com``); the rename cannot be, so after a power cut of the *server* an object
-whose put returned may be missing, or there, never torn: files are synced before they are renamed. Servers
+synced before (``fsync@openssh.com``); the rename cannot be, so after a power cut of the *server* the last
+objects whose puts returned may be missing, and the last that were deleted be there again; never is one torn:
+files are synced before they are renamed. What is lost is lost in order, since the server's file system
+journals names (ext4, XFS, btrfs, ZFS): an index never outlives a pack that was put before it. Servers
 without the sync extension promise less, and the log says so. Order and list-after-write hold. ``config`` is
 renamed by the plain SFTP rename, which refuses to replace. A kill leaves at most a file that no listing shows.
 """
