@@ -33,7 +33,7 @@ def write_page(bench: Bench, began: datetime, load: Sequence[float], minutes: fl
     )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    below = f"\n\nRandom access:\n\n```\n{bench.below.strip()}\n```" if bench.below else ""
+    below = f"\n\n{bench.below}" if bench.below else ""
     table = render(bench.rows) + below
     PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{table}\n\n{END}{after}")
     return f"{made}\n\n{table}"
@@ -48,13 +48,13 @@ def main() -> None:
             bench.first_image,
             bench.restore_image,
             bench.changed_image,
+            bench.random_access,
             bench.larger_image,
             bench.tree,
             bench.mailbox,
             bench.small_files,
             bench.index,
             bench.prune,
-            bench.random_access,
         ):
             work()
     print(write_page(bench, began, load, (time.monotonic() - start) / 60))
