@@ -5,6 +5,7 @@ Everything that may come from a backup or a user goes through ``format_html``; n
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import NamedTuple
 
@@ -68,6 +69,14 @@ LOOKS: dict[str, Look] = {
     "fine": Look("ok", "check_circle", gettext_lazy("Fine")),
     "full": Look("bad", "storage", gettext_lazy("Almost full")),
 }
+
+
+LONG_ID = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{32,56}\b")
+
+
+def brief(text: object) -> str:
+    """A sentence with its long ids cut to what tells them apart; the log keeps them whole."""
+    return LONG_ID.sub(r"\1…", str(text))
 
 
 def event(verb: str) -> str:

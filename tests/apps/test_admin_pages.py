@@ -483,6 +483,11 @@ def test_a_list_is_called_what_the_side_bar_calls_it(client):
     assert called.search(client.get(page(Membership, "changelist")).content.decode())
 
 
+def test_long_ids_are_cut_to_what_tells_them_apart():
+    assert display.brief(f"pack {'4c' * 32} is damaged") == "pack 4c4c4c4c… is damaged"
+    assert display.brief("a cafe of 12345678 bytes") == "a cafe of 12345678 bytes"
+
+
 def test_the_audit_trail_speaks_in_words():
     assert display.event("enrolment.code-issued") == "Enrolment code issued"
 

@@ -23,6 +23,7 @@ register.filter("duration", display.duration)
 register.filter("ago", display.ago)
 register.filter("ago_text", display.ago_text)
 register.filter("event", display.event)
+register.filter("brief", display.brief)
 register.filter("moment", display.moment)
 register.simple_tag(display.bar, name="bar")
 
