@@ -74,7 +74,7 @@ test-postgres: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 	$(BIN)/python -m tests.lab.services -- $(BIN)/python $(PYTEST) $(TESTS)
 
 test-lab: $(STAMPS)/dev $(STAMPS)/system-lab
-	$(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab"
+	$(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab or object_lock"
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
