@@ -1,7 +1,8 @@
-"""The random-access reader over one file of a repository: ``python -m benchmarks.random_access REPO [PATH]``.
+"""The random-access reader over one file of a repository: ``python -m benchmarks.random_access [REPO [PATH]]``.
 
-Prints JSON: MB/s of a sequential read in pieces of 128 KiB, and random reads of 4 KiB a second, cold (each of another
-blob, the cache empty) and warm (of blobs that are in the cache). Without PATH the largest disk or file is taken.
+Prints JSON: MB/s of a sequential read in pieces of 128 KiB, and random reads of 4 KiB a second, cold (each of
+another blob, the cache empty) and warm (of blobs in the cache). Without PATH the largest disk or file is taken; without
+REPO the benchmarks' image (``disk.raw`` in BENCH_DIR) is stored first, in a repository of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,8 +28,20 @@ AT_MOST = 2 << 30  # bytes of the sequential read
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        measure(sys.argv[1])
+        return
+    work = os.environ["BENCH_DIR"]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        repo = [sys.executable, "-m", "node_agent", "repo"]
+        for command in (["init"], ["backup-image", os.path.join(work, "disk.raw")]):
+            subprocess.run([*repo, *command, "--repo", folder + "/repo", "--quiet"], check=True, stdout=sys.stderr)
+        measure(folder + "/repo")
+
+
+def measure(url: str) -> None:
     cache = Path(os.environ["BRS_CACHE_DIR"]) if "BRS_CACHE_DIR" in os.environ else None
-    with Repository.open(open_backend(sys.argv[1]), os.environ["BRS_REPOSITORY_PASSWORD"], cache_dir=cache) as repo:
+    with Repository.open(open_backend(url), os.environ["BRS_REPOSITORY_PASSWORD"], cache_dir=cache) as repo:
         repo.load_index()
         snapshot = find_snapshot(repo, "latest").id
         path = os.fsencode(sys.argv[2]) if len(sys.argv) > 2 else _largest(repo, snapshot)
@@ -36,7 +51,7 @@ def main() -> None:
         with RandomAccess(repo) as access:
             file = access.open(snapshot, path)
             figures["cold_reads_s"] = round(_reads(file, offsets[:COLD]))
-            near = [offset + random.Random(3).randrange(64) * SMALL for offset in offsets[COLD - 30 : COLD]]
+            near = [offset + random.Random(3).randrange(64) * SMALL for offset in offsets[:COLD][-30:]]
             figures["warm_reads_s"] = round(_reads(file, (near * (WARM // len(near) + 1))[:WARM]))
     print(json.dumps(figures))
 
