@@ -193,7 +193,7 @@ def _encode_node(node: Node) -> str:
     mtime = format_ns(node.mtime)
     atime = mtime if node.atime == node.mtime else format_ns(node.atime)
     parts = [
-        f'{{"name":{_encode_name(node.name)},"type":"{node.type}"{_field("mode", node.mode)}'
+        f'{{"name":{_encode_name(node.name)},"type":{_text(node.type)}{_field("mode", node.mode)}'
         f',"mtime":"{mtime}","atime":"{atime}","ctime":"{format_ns(node.ctime)}","uid":{node.uid},"gid":{node.gid}'
         f"{_text_field('user', node.user)}{_text_field('group', node.group)}"
         f"{_field('inode', node.inode)}{_field('device_id', node.device_id)}"

@@ -137,3 +137,8 @@ def test_modes_are_go_modes_and_back(unix: int, go: int, kind: str) -> None:
     assert go_mode(unix) == go
     assert from_go_mode(go) == unix
     assert node_type(unix) == kind
+
+
+def test_a_hostile_type_stays_a_text_when_its_tree_is_written_again() -> None:
+    node = Node(b"f", 'fi","subtree":"x\\', mode=0o600)
+    assert decode_tree(encode_tree([node])) == [node]
