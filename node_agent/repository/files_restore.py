@@ -19,7 +19,7 @@ from node_agent.progress import Progress
 from node_agent.repository.files_browse import dump, find_node, list_tree, normal_path
 from node_agent.repository.open_files import allow_many
 from node_agent.repository.repository import Repository
-from node_agent.repository.restore_content import ContentWriter, FileJob
+from node_agent.repository.restore_content import BATCH_FILES, ContentWriter, FileJob
 from node_agent.repository.restore_crew import Crew
 from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open
 from node_agent.repository.restore_target import (
@@ -188,7 +188,8 @@ class _Run:
         stack = [_Frame(root, base, self._children(top, base))]
         held: set[FileJob] = set()  # keep their folders open
         try:
-            with Crew(self._repo.files.key, self._repo.backend, verify=self._verify) as crew:
+            expected = self._progress.counters.total_files // BATCH_FILES
+            with Crew(self._repo.files.key, self._repo.backend, verify=self._verify, expected=expected) as crew:
                 content = ContentWriter(
                     self._repo, crew, self._progress, self._notes, self._file_done, verify=self._verify
                 )

@@ -58,7 +58,8 @@ class _Member:
 class Crew:
     """A context manager, for one thread. ``done`` of a task is called from within :meth:`submit` and :meth:`drain`."""
 
-    def __init__(self, key: Key, backend: Backend, *, verify: bool = False) -> None:
+    def __init__(self, key: Key, backend: Backend, *, verify: bool = False, expected: int = 0) -> None:
+        """``expected``: pieces of small files, if they were counted; the processes are ready sooner then."""
         self._key = key
         self._backend = backend
         self._verify = verify
@@ -71,6 +72,8 @@ class Crew:
         self._members: list[_Member] = []
         self._answers = selectors.DefaultSelector()
         self._small = 0
+        if expected >= PROCESSES_AFTER and self._root is not None:
+            self._start(self._root)
 
     def __enter__(self) -> Crew:
         return self
@@ -90,15 +93,14 @@ class Crew:
         self._small += isinstance(task.work, Small)
         if self._small >= PROCESSES_AFTER and not self._members and self._root is not None:
             self._start(self._root)
-        if not self._members:
-            if len(self._futures) >= self._room:
-                self._finish_oldest()
-            self._futures.append((task, self._pool.submit(self._perform, task)))
-            return
         while True:
             self._collect(0)
-            member = min(self._members, key=lambda m: len(m.tasks) if m.prefix else PER_PROCESS)
-            if member.prefix and len(member.tasks) < PER_PROCESS:
+            ready = [member for member in self._members if member.prefix]
+            if not ready:
+                self._give_to_threads(task)
+                return
+            member = min(ready, key=lambda m: len(m.tasks))
+            if len(member.tasks) < PER_PROCESS:
                 self._send(member, task)
                 return
             self._wait()
@@ -110,6 +112,11 @@ class Crew:
             self._collect(None)
 
     # --- threads ---
+
+    def _give_to_threads(self, task: Task) -> None:
+        if len(self._futures) >= self._room:
+            self._finish_oldest()
+        self._futures.append((task, self._pool.submit(self._perform, task)))
 
     def _perform(self, task: Task) -> Answer:
         performer = getattr(self._own, "performer", None)

@@ -7,6 +7,7 @@ from itertools import islice
 
 from node_agent.errors import DamagedError
 from node_agent.repository.go_quote import decode_name
+from node_agent.repository.ids import lift
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.strict_json import parse_json
 from node_agent.repository.tree import FILE, Node, decode_tree
@@ -45,7 +46,7 @@ class Trees:
         """Name, tree of a folder, length of a file; quicker than whole nodes. Nothing of a damaged tree."""
         try:
             content = self._content(tree_id) if tree_id is not None else b""
-            yield from _sizes(content) if len(content) < LARGE else map(_facts, decode_tree(content))
+            yield from _sizes(lift(content)[0] if len(content) > LARGE else content)
         except (DamagedError, ValueError):  # whoever restores it meets it again, and names it
             return
 
@@ -86,7 +87,3 @@ def _sizes(content: bytes) -> Iterator[tuple[bytes, bytes | None, int | None]]:
             yield decode_name(node["name"]), subtree, int(node.get("size", 0)) if node["type"] == FILE else None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a tree: {error!r}") from error
-
-
-def _facts(node: Node) -> tuple[bytes, bytes | None, int | None]:
-    return node.name, node.subtree, node.size if node.is_file else None

@@ -39,6 +39,14 @@ def processes_only(monkeypatch: pytest.MonkeyPatch) -> list[WorkerProcess]:
             super().__init__(module)
             started.append(self)
 
+    start = Crew._start
+
+    def start_and_wait(self: Crew, root: Path) -> None:
+        start(self, root)
+        while not all(member.prefix for member in self._members):
+            self._collect(None)
+
+    monkeypatch.setattr(Crew, "_start", start_and_wait)  # else the threads may be done before a process is there
     monkeypatch.setattr(restore_crew, "PROCESSES_AFTER", 0)
     monkeypatch.setattr(restore_crew, "WorkerProcess", Noted)
     monkeypatch.setattr(restore_crew, "usable_processors", lambda: 2)
