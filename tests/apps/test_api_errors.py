@@ -13,7 +13,7 @@ from apps.iam.api_http import LIMIT_MOST
 from apps.iam.models import AuditEvent
 from apps.inventory.models import Destination, Node, Platform, Workload
 from tests.api_client import ids, person
-from tests.world import PASSWORD
+from tests.world import PASSWORD, make_node
 
 pytestmark = pytest.mark.django_db
 ERROR = {"code", "message", "hint"}
@@ -171,7 +171,8 @@ def test_whatever_is_asked_for_json_is_answered(admin):
 def test_a_name_that_is_taken_is_a_plain_error(world, admin):
     body = {"tenant": str(world.alpha.tenant.pk), "kind": "files", "name": world.alpha.platform.name}
     refused(admin.post("platforms/", {**body, "node": str(world.alpha.node.pk)}), 400)
-    refused(admin.patch(f"nodes/{world.alpha.node.pk}/", {"name": world.beta.node.name}), 400, "name")
+    make_node("taken", world.alpha.tenant)
+    refused(admin.patch(f"nodes/{world.alpha.node.pk}/", {"name": "taken"}), 400, "name")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def test_an_image_outside_of_the_roots_is_refused(raw: Path, tmp_path: Path) -> 
 def test_an_image_that_a_machine_uses_is_refused_with_a_hint(raw: Path, suffix: str) -> None:
     path = raw if suffix == ".raw" else converted(raw, "qcow2", ".qcow2")
     format = suffix[1:]
-    user = subprocess.Popen(["qemu-io", "-f", format, str(path)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    command = ["qemu-io", "-f", format, str(path)]
+    user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -168,7 +169,9 @@ def test_an_image_that_a_machine_uses_is_refused_with_a_hint(raw: Path, suffix: 
                 assert "in use by a virtual machine" in error.message
                 assert "Shut" in error.hint
                 return
-            time.sleep(0.05)
+            if user.poll() is not None:  # it came while we read, and was refused in turn
+                user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            time.sleep(0.3)
         pytest.fail("the image was read although a machine had it open")
     finally:
         user.communicate(b"quit\n")

@@ -332,9 +332,11 @@ def lay_out(files: dict[str, bytes], folder: Path, pool: Path) -> None:
     """Make these files in a new folder, as links to one copy of each content in ``pool``."""
     for path, data in files.items():
         kept = pool / hashlib.sha256(data).hexdigest()
-        if not kept.exists():
-            kept.write_bytes(data)
-            kept.chmod(0o400)
+        if not kept.exists():  # written aside: another thread may lay out the same content at the same time
+            made = pool / f"{kept.name}-{threading.get_ident()}"
+            made.write_bytes(data)
+            made.chmod(0o400)
+            made.replace(kept)
         place = folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(kept, place)

@@ -79,11 +79,23 @@ def source(tmp_path: Path) -> Path:
     return top
 
 
+@pytest.fixture(autouse=True)
+def others() -> set[int]:
+    """Children of this process that other tests' services are."""
+    _others.clear()
+    _others.update(children())
+    return _others
+
+
+_others: set[int] = set()
+
+
 def children() -> set[int]:
+    """Of this process, those that the test has made."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return found
+    return found - _others
 
 
 def test_processes_make_the_very_tree_that_threads_make(tmp_path: Path, source: Path) -> None:

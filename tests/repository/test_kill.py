@@ -23,7 +23,8 @@ from tests.repository.data_world import MIB, back_up, bring_back, differences, f
 
 ROUNDS = 20
 ROUNDS_IN_A_REPOSITORY = 5
-SIZE = 48 * MIB
+SIZE = 96 * MIB
+PACK = 16 * MIB
 
 
 def finished(repo: Path, kind: str) -> int:
@@ -35,10 +36,10 @@ def packs(repo: Path) -> int:
     return finished(repo, "data")
 
 
-def kill_when(process: subprocess.Popen[bytes], repo: Path, known: int, after_pack: bool, delay_s: float) -> str:
-    """Kill -9 after a delay, counted from the start or from the first new pack. Says in which phase it was."""
+def kill_when(process: subprocess.Popen[bytes], repo: Path, known: int, new_packs: int, delay_s: float) -> str:
+    """Kill -9 after a delay, counted from the start or from that many new packs. Says in which phase it was."""
     deadline = time.monotonic() + 60
-    while after_pack and packs(repo) == known and process.poll() is None and time.monotonic() < deadline:
+    while packs(repo) < known + new_packs and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     until = time.monotonic() + delay_s
     while process.poll() is None and time.monotonic() < until:
@@ -67,7 +68,10 @@ def test_twenty_killed_backups_leave_a_whole_repository(tmp_path: Path) -> None:
         path.write_bytes(os.urandom(SIZE))
         command = ("backup-image", str(path)) if image else ("backup", str(source))
         known = packs(cli.repo)
-        phase = kill_when(cli.start(*command), cli.repo, known, number % 4 != 0, rng.uniform(0, 0.5))
+        # Anywhere in the start, or between the first pack and the last but one.
+        new_packs = rng.randint(1, SIZE // PACK - 1) if number % 4 else 0
+        delay_s = rng.uniform(0, 0.03 if new_packs else 0.5)
+        phase = kill_when(cli.start(*command), cli.repo, known, new_packs, delay_s)
         print(f"round {number}: {command[0]} killed {phase}, {packs(cli.repo) - known} new packs")
         phases.append(phase)
         restic(cli.repo, "unlock")
@@ -85,7 +89,7 @@ def test_the_next_run_needs_no_unlock_by_hand(tmp_path: Path) -> None:
     (tmp_path / "source" / "file").write_bytes(os.urandom(SIZE))
     cli = Cli(tmp_path)
     cli.run("init")
-    kill_when(cli.start("backup", str(tmp_path / "source")), cli.repo, 0, True, 0)
+    kill_when(cli.start("backup", str(tmp_path / "source")), cli.repo, 0, 1, 0)
     assert stored(cli.repo, "locks")
     cli.run("backup", str(tmp_path / "source"))
     cli.run("forget", "--keep-last", "1")  # takes the repository alone: the dead lock must be gone
