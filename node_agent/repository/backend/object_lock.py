@@ -18,16 +18,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import math
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from node_agent.errors import (
-    BackendError,
     BackendReadOnly,
-    BackendUnavailable,
     LockRefused,
     ObjectLocked,
     ObjectMissing,
@@ -44,6 +40,7 @@ from node_agent.repository.backend.base import (
     is_object_name,
     object_path,
 )
+from node_agent.repository.backend.lock_probe import PROMISE, LockProbe
 from node_agent.repository.backend.lock_rule import LockRule
 from node_agent.repository.backend.object_store import ObjectStoreBackend
 from node_agent.repository.backend.s3_versions import NotLocked, Version, VersionedBucket
@@ -54,8 +51,6 @@ T = TypeVar("T")
 
 LOCKED_WHEN_PUT = (Kind.PACK, Kind.INDEX, Kind.SNAPSHOT)
 MAX_DEFAULT_DAYS = 1
-_PROBE_S = 120.0
-_PROMISE = "It cannot keep the promise of immutability"
 
 
 class S3ObjectLock(ObjectLock):
@@ -100,7 +95,7 @@ class S3ObjectLock(ObjectLock):
         after = self.held(kind, name, version)
         if after.until < wanted - 1:
             raise LockRefused(
-                f"{self.bucket.url} answered that {kind.name.lower()} {name[:10]} is locked, and it is not. {_PROMISE}."
+                f"{self.bucket.url} answered that {kind.name.lower()} {name[:10]} is locked, and it is not. {PROMISE}."
             )
         return after
 
@@ -149,7 +144,7 @@ class S3ObjectLock(ObjectLock):
         return True
 
     def probe(self) -> Probe:
-        return LockProbe(self).run()
+        return LockProbe(self.bucket, f"{self._prefix}{Kind.LOCK.value}", self.rule, self.must_be_usable).run()
 
     # --- for the backend beside ---
 
@@ -163,7 +158,7 @@ class S3ObjectLock(ObjectLock):
         rules = self.bucket.rules()
         if not rules.enabled:
             raise LockRefused(
-                f"Object Lock is not on at the bucket of {self.bucket.url}. {_PROMISE}.",
+                f"Object Lock is not on at the bucket of {self.bucket.url}. {PROMISE}.",
                 hint="Make a bucket with Object Lock and give its address, or leave out the option object-lock.",
             )
         if rules.default_days > MAX_DEFAULT_DAYS:
@@ -182,7 +177,7 @@ class S3ObjectLock(ObjectLock):
         except (BackendReadOnly, NotLocked) as error:
             raise LockRefused(f"{kind.name.lower()} {name[:10]} could not be locked: {error.message}") from None
         if not version:
-            raise LockRefused(f"{self.bucket.url} keeps no versions. {_PROMISE}.")
+            raise LockRefused(f"{self.bucket.url} keeps no versions. {PROMISE}.")
         self._taken.append((kind, name, Held(version, until)))
 
     def versions_of(self, path: str) -> list[Version]:
@@ -370,82 +365,3 @@ def _plain(versions: Sequence[Version]) -> bool:
     """What is in sight is what was stored first: nothing deleted or put over it, or it was brought back."""
     latest, first = versions[0], versions[-1]
     return not latest.marker and not first.marker and (latest.size, latest.etag) == (first.size, first.etag)
-
-
-class LockProbe:
-    """Tries to break a lock with the credentials in use, on an object of its own beside the locks."""
-
-    def __init__(self, lock: S3ObjectLock) -> None:
-        self._lock = lock
-        self._bucket = lock.bucket
-        self._path = f"{lock._prefix}{Kind.LOCK.value}/probe-tmp-{secrets.token_hex(8)}"
-        self._checks: list[str] = []
-
-    def run(self) -> Probe:
-        try:
-            self._run()
-        except LockRefused as error:
-            return Probe(tuple(self._checks), f"{error.message}")
-        except BackendReadOnly as error:
-            return Probe(tuple(self._checks), f"The credentials may not do what backups need: {error.message}")
-        return Probe(tuple(self._checks))
-
-    def _run(self) -> None:
-        self._lock.must_be_usable()
-        self._checks.append("Object Lock is on, and the bucket locks nothing by itself for long")
-        self._try_unlocked()
-        until = float(math.ceil(self._bucket.now() + _PROBE_S))
-        version = self._store(until)
-        mode, there = self._bucket.retention(self._path, version)
-        if mode != self._lock.rule.mode or abs(there - until) > 1:
-            raise LockRefused(f"{self._bucket.url} took a lock and did not set it (the store says {mode or 'none'}).")
-        self._checks.append("a lock given with an object is there when it is read back")
-        self._must_fail("deleted", lambda: self._bucket.delete(self._path, version))
-        self._must_fail("deleted by a bypass", lambda: self._bucket.delete(self._path, version, bypass=True))
-        sooner = until - _PROBE_S / 2
-        self._must_fail("shortened", lambda: self._shorten(version, sooner))
-        self._must_fail("shortened by a bypass", lambda: self._shorten(version, sooner, bypass=True))
-        mode, there = self._bucket.retention(self._path, version)
-        if mode != self._lock.rule.mode or there < until - 1 or not self._bucket.read(self._path, version):
-            raise LockRefused(f"{self._bucket.url} refused to break a lock, but it is broken. {_PROMISE}.")
-        self._bucket.retain(self._path, version, mode, until + 2)
-        if self._bucket.retention(self._path, version)[1] < until + 1:
-            raise LockRefused(f"{self._bucket.url} does not extend a lock. {_PROMISE}.")
-        self._checks.append("a lock can be extended")
-
-    def _try_unlocked(self) -> None:
-        """So that a refusal later means the lock, and not a missing right."""
-        path = f"{self._path}0"
-        version = self._bucket.put(path, b"unlocked", hashlib.sha256(b"unlocked").digest())
-        if not version:
-            raise LockRefused(f"{self._bucket.url} keeps no versions. {_PROMISE}.")
-        try:
-            self._bucket.delete(path, version)
-            self._checks.append("these credentials may delete versions here that are not locked")
-        except BackendReadOnly:
-            self._checks.append("these credentials may delete no version at all, locked or not")
-
-    def _store(self, until: float) -> str:
-        content = b"locked by a probe"
-        try:
-            return self._bucket.put(
-                self._path, content, hashlib.sha256(content).digest(), (self._lock.rule.mode, until)
-            )
-        except (BackendReadOnly, NotLocked) as error:
-            raise LockRefused(f"Nothing can be stored with a lock: {error.message}") from None
-
-    def _shorten(self, version: str, until: float, *, bypass: bool = False) -> None:
-        self._bucket.retain(self._path, version, self._lock.rule.mode, until, bypass=bypass)
-
-    def _must_fail(self, done: str, attack: Callable[[], None]) -> None:
-        try:
-            attack()
-        except BackendUnavailable:
-            raise
-        except BackendError:
-            self._checks.append(f"a locked version could not be {done}")
-            return
-        raise LockRefused(
-            f"With these credentials a locked version at {self._bucket.url} can be {done}. {_PROMISE}.",
-            hint="Take the right to bypass from the node's account, or use a store that keeps locks.",
-        )
