@@ -12,17 +12,15 @@ the store does not confirm empties the database, and all dates are asked for ane
 
 from __future__ import annotations
 
-import contextlib
 import random
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from node_agent.errors import BackendError, DamagedError, LockRefused, ObjectMissing
+from node_agent.errors import BackendError, ConfigError, DamagedError, LockRefused, ObjectMissing
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import CONFIG_NAME, Held, Kind, ObjectLock
 from node_agent.repository.index_file import MAX_BLOBS, PackEntry, load_index_file, save_index_file
+from node_agent.repository.local_memory import LocalMemory
 from node_agent.repository.reachable import BATCH, Reachable, from_key
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import Repository
@@ -31,12 +29,6 @@ NOT_IMMUTABLE_TAG = "brs.not-immutable"
 NOT_IMMUTABLE = "not-immutable"  # the code of the note
 _SAMPLE = 16
 _AT_ONCE = 8
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (binding TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS held (
-    name TEXT NOT NULL, kind TEXT NOT NULL, version TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (name, kind)
-) WITHOUT ROWID;
-"""
 
 
 def secure(repo: Repository, root: bytes, progress: Progress) -> str:
@@ -50,13 +42,11 @@ def secure(repo: Repository, root: bytes, progress: Progress) -> str:
     try:
         if lock.refusal is not None:
             raise lock.refusal
-        with _Dates(repo.cache_path("object-lock"), repo.binding) as dates:
+        with _Dates(repo.cache_path("object-lock")) as dates:
             dates.note(lock.taken())
             _Securing(repo, lock, dates, progress).run(root)
-    except (BackendError, DamagedError) as error:
+    except (BackendError, DamagedError, ConfigError) as error:  # the last: the database of dates cannot be used
         return error.message
-    except sqlite3.Error as error:
-        return f"The local database of locks cannot be used: {error}."
     return ""
 
 
@@ -202,62 +192,25 @@ def _index_sized(packs: Iterable[PackEntry]) -> Iterator[list[PackEntry]]:
         yield batch
 
 
-class _Dates:
-    """What is known of locks, bound to one repository. Only a cache: without it more is asked of the store."""
+class _Dates(LocalMemory):
+    """What is known of locks. Only a cache: without it more is asked of the store."""
 
-    def __init__(self, path: Path | None, binding: str) -> None:
-        self._path = path
-        self._binding = binding
-
-    def __enter__(self) -> _Dates:
-        if self._path is not None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            self._open()
-        except sqlite3.OperationalError:
-            self._path = None  # busy, or the folder cannot be written: then without
-            self._open()
-        except sqlite3.DatabaseError:
-            assert self._path is not None
-            self._path.unlink(missing_ok=True)
-            self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
+    table = "held"
+    columns = "name TEXT, kind TEXT, version TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (name, kind)"
 
     def note(self, found: Sequence[tuple[Kind, str, Held]]) -> None:
-        with self._db:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO held (kind, name, version, until) VALUES (?, ?, ?, ?)",
-                [(kind.value, name, held.version, held.until) for kind, name, held in found],
-            )
+        self._change(
+            "INSERT OR REPLACE INTO held (kind, name, version, until) VALUES (?, ?, ?, ?)",
+            [(kind.value, name, held.version, held.until) for kind, name, held in found],
+        )
 
     def all(self, kind: Kind) -> dict[str, Held]:
-        return self._select("kind = ?", kind.value)
+        return self.lasting(kind, 0.0)
 
     def lasting(self, kind: Kind, until: float) -> dict[str, Held]:
         """Those that are locked at least until then."""
-        return self._select("kind = ? AND until >= ?", kind.value, until)
+        query = "SELECT name, version, until FROM held WHERE kind = ? AND until >= ?"
+        return {name: Held(version, at) for name, version, at in self._rows(query, (kind.value, until))}
 
     def clear(self) -> None:
-        with self._db:
-            self._db.execute("DELETE FROM held")
-
-    def _select(self, where: str, *values: object) -> dict[str, Held]:
-        rows = self._db.execute(f"SELECT name, version, until FROM held WHERE {where}", values)
-        return {name: Held(version, until) for name, version, until in rows}
-
-    def _open(self) -> None:
-        self._db = sqlite3.connect(self._path or ":memory:", timeout=60)
-        try:
-            self._db.executescript(_SCHEMA)
-            with self._db:
-                if self._db.execute("SELECT binding FROM meta").fetchall() != [(self._binding,)]:
-                    self._db.execute("DELETE FROM meta")
-                    self._db.execute("DELETE FROM held")
-                    self._db.execute("INSERT INTO meta VALUES (?)", (self._binding,))
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
-            raise
+        self._begin_anew()
