@@ -78,7 +78,7 @@ def _tell_check(report: check_module.CheckReport, *, everything: bool) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     for problem in report.errors:
-        print(f"error: {problem.kind} {problem.name}: {problem.message}", file=sys.stderr)
+        print(f"error: {problem.message}", file=sys.stderr)
         if problem.snapshots:
             print(f"  hurts snapshots: {', '.join(name[:8] for name in problem.snapshots)}", file=sys.stderr)
         for path in problem.paths:

@@ -46,7 +46,7 @@ class Problem:
 
     kind: str  # config, key, index, snapshot, gone (a snapshot), pack, tree, data
     name: str
-    message: str
+    message: str  # names the object itself
     snapshots: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     blobs: frozenset[_BlobKey] = field(default=frozenset(), repr=False)
@@ -326,7 +326,7 @@ class _Check:
 
     def _error(self, kind: str, name: str, message: str, blobs: frozenset[_BlobKey] = frozenset()) -> None:
         if name not in message:
-            message = f"{kind} {name} is damaged: {message}"
+            message = f"{kind if kind == name else f'{kind} {name}'} is damaged: {message}"
         problem = Problem(kind, name, message, blobs=blobs)
         self.report.errors.append(problem)
         for key in blobs:

@@ -40,14 +40,14 @@ def run(context: TaskContext, spec: VerifySpec) -> VerifyResult:
     for note in report.notes[:100]:
         context.info(note)
     for problem in report.errors[:100]:
-        context.progress.log("error", f"{problem.kind} {problem.name}: {problem.message}")
+        context.progress.log("error", problem.message)
     debt = _debt(packs, proven, spec.cycle_s) if spec.cycle_s else None
     _tell(context, report, damaged, debt)
     return VerifyResult(
         checked_bytes=report.read_bytes,
         snapshots=snapshots,
         damaged_snapshots=damaged,
-        errors=[f"{p.kind} {p.name}: {p.message}"[:2000] for p in report.errors[:ERRORS_KEPT]],
+        errors=[p.message[:2000] for p in report.errors[:ERRORS_KEPT]],
         stored_bytes=sum(packs.values()),
         packs=report.packs,
         read_packs=report.read_packs if choice else report.packs if spec.read_data else 0,
