@@ -75,7 +75,8 @@ def pipeline(tasks: Sequence[Task]) -> list[Stage]:
 
 def _stages(task: Task) -> list[Stage]:
     keys = PHASES.get(task.kind, (task.kind,))
-    reached = keys.index(task.phase) if task.phase in keys else 0
+    # A phase that is none of them comes after the last: file lists are sent, objects locked. None said yet: the first.
+    reached = keys.index(task.phase) if task.phase in keys else len(keys) - 1 if task.phase else 0
     if task.kind == STREAM and task.state in ACTIVE and reached:
         return [_stream_stage(task, key) for key in keys]
     return [_stage(task, key, number, reached) for number, key in enumerate(keys)]

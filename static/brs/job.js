@@ -14,11 +14,11 @@
   const draw = (task) => {
     const told = task.progress;
     const stages = [...document.querySelectorAll(`[data-task="${CSS.escape(task.id)}"]`)];
-    const stage = stages.find((one) => one.dataset.stage === task.phase) || stages[0];
+    const stage = stages.find((one) => one.dataset.stage === task.phase) || stages.at(task.phase ? -1 : 0);
     if (!stage) return;
     if (!stage.classList.contains("brs-active")) window.brsLive.lookSoon();
     /* A stream is read and stored at once: its Export shows what is read, its Store what is in the store. */
-    const reading = task.kind === "backup" && task.phase === "store" && stages.find((one) => one.dataset.stage === "export");
+    const reading = task.kind === "backup" && stage.dataset.stage === "store" && stages.find((one) => one.dataset.stage === "export");
     if (reading && reading.classList.contains("brs-active") && told.total_bytes) {
       const read = Math.min(told.exported_bytes || 0, told.total_bytes);
       reading.querySelector('[data-figure="bar"]').style.width = `${Math.min(99, Math.round((100 * read) / told.total_bytes))}%`;

@@ -35,6 +35,17 @@ def test_an_older_node_that_tells_no_export_is_not_said_to_have_read_all():
     assert (export.state, export.percent) == ("running", 0)
 
 
+@pytest.mark.parametrize("phase", ["index", "immutability", "store"])
+def test_what_comes_after_the_data_is_part_of_the_store(phase):
+    export, store = pipeline([task(phase=phase, exported_bytes=1000)])
+    assert (export.state, store.state) == ("succeeded", "running")
+
+
+def test_a_task_that_has_said_nothing_yet_is_at_its_first_phase():
+    export, store = pipeline([task(phase="", done_bytes=0, exported_bytes=0)])
+    assert (export.state, store.state) == ("running", "queued")
+
+
 @pytest.mark.parametrize("end", [State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED])
 def test_the_end_is_the_end_of_both(end):
     assert [stage.state for stage in pipeline([task(state=end)])] == [end, end]
