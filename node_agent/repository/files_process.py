@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from node_agent.errors import DamagedError, WorkerDied
 from node_agent.repository import files_worker as wire
-from node_agent.repository.files_channel import ChannelClosed
+from node_agent.repository.channel import ChannelClosed
 from node_agent.repository.files_small import Outcome, Sealed, Work
 from node_agent.repository.processes import WorkerProcess
 from node_agent.repository.sealing import SealedBlob, Sealer

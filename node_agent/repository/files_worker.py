@@ -1,19 +1,16 @@
 """A process that reads small files for a backup: started by it, fed by it, and gone when it is gone.
 
 It knows folders only as descriptors that it is handed, opens what is below them and never through a link, and holds
-the master key, which it got over its channel. It has no store, no index and no configuration. When its channel
-closes it ends; the signals by which a run is asked to stop are not for it, since its run decides what to finish.
+the master key, which it got over its channel. It has no store, no index and no configuration.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 from typing import Any, NoReturn
 
 from node_agent.errors import BrsError, DamagedError
-from node_agent.repository.files_channel import Channel, ChannelClosed
+from node_agent.repository.channel import Channel, serve
 from node_agent.repository.files_small import SmallReader, Work
 from node_agent.repository.sealing import Sealer
 
@@ -22,13 +19,7 @@ START, READ, SEAL, READY, IDS, SEALED, FAILED = range(7)
 
 
 def main(end_fd: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    channel = Channel(socket.socket(fileno=end_fd))
-    try:
-        _serve(channel)
-    except ChannelClosed:
-        os._exit(0)  # the run is over; there is nothing to tidy up
+    serve(end_fd, _serve)
 
 
 def _serve(channel: Channel) -> None:

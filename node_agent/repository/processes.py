@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from node_agent.errors import WorkerDied
-from node_agent.repository.files_channel import Channel
+from node_agent.repository.channel import Channel
 
 logger = logging.getLogger(__name__)
 

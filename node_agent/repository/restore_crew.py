@@ -24,8 +24,8 @@ from node_agent.repository import restore_worker
 from node_agent.repository.backend.base import Backend, Kind
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.backend.retry import RetryingBackend
+from node_agent.repository.channel import ChannelClosed
 from node_agent.repository.crypto import Key
-from node_agent.repository.files_channel import ChannelClosed
 from node_agent.repository.processes import WorkerProcess
 from node_agent.repository.restore_write import Answer, Part, Performer, Small
 from node_agent.repository.writer import usable_processors
@@ -142,7 +142,7 @@ class Crew:
             try:
                 process = WorkerProcess(restore_worker.__name__)
             except OSError as error:
-                logger.warning("a worker process could not be started, threads write instead: %s", error)
+                self._without(str(error))
                 return
             member = _Member(process)
             self._members.append(member)
@@ -151,7 +151,18 @@ class Crew:
             try:
                 process.channel.send((key.encrypt, key.mac_k, key.mac_r, os.fsencode(root), self._verify))
             except ChannelClosed:
-                raise process.died() from None
+                self._dismiss(member)
+
+    def _dismiss(self, member: _Member) -> None:
+        """It ended before it was ready, so nothing was given to it."""
+        self._members.remove(member)
+        self._answers.unregister(member.process.channel)
+        member.process.close()
+        self._without(str(member.process.died()))
+
+    def _without(self, reason: str) -> None:
+        self._root = None  # it is not tried again
+        logger.warning("a worker process could not be started, threads write instead: %s", reason)
 
     def _send(self, member: _Member, task: Task) -> None:
         kind = restore_worker.SMALL if isinstance(task.work, Small) else restore_worker.PART
@@ -175,7 +186,10 @@ class Crew:
             try:
                 answer, _, _ = member.process.channel.receive()
             except ChannelClosed:
-                raise self._died(member) from None
+                if member.prefix:
+                    raise self._died(member) from None
+                self._dismiss(member)
+                continue
             if not member.prefix:
                 member.prefix = answer
                 continue

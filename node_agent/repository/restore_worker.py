@@ -1,34 +1,25 @@
 """A process that writes files for a restore: started by it, fed by it, and gone when it is gone.
 
 It knows the target only as descriptors of open folders and files that it is handed, and reads packs of a local store.
-The master key comes over its channel. The signals by which a run is asked to stop are not for it: it finishes the
-files that it has begun, so that none is left half written, and ends when its channel is closed.
+The master key comes over its channel. It finishes the files that it has begun, so that none is left half written.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 from pathlib import Path
 
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.backend.local import LocalBackend
+from node_agent.repository.channel import Channel, serve
 from node_agent.repository.crypto import Key
-from node_agent.repository.files_channel import Channel, ChannelClosed
 from node_agent.repository.restore_write import Answer, Part, Performer, Small
 
 SMALL, PART = range(2)
 
 
 def main(end_fd: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    channel = Channel(socket.socket(fileno=end_fd))
-    try:
-        _serve(channel)
-    except ChannelClosed:
-        os._exit(0)  # the run is over; there is nothing to tidy up
+    serve(end_fd, _serve)
 
 
 def _serve(channel: Channel) -> None:

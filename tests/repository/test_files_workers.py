@@ -18,9 +18,9 @@ from node_agent.errors import BrsError, Cancelled, DamagedError, WorkerDied
 from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository import files_pool, files_walk, files_worker, processes
+from node_agent.repository.channel import Channel, ChannelClosed
 from node_agent.repository.crypto import Key
 from node_agent.repository.files_browse import find_node
-from node_agent.repository.files_channel import Channel
 from node_agent.repository.files_process import Process
 from node_agent.repository.snapshot import list_snapshots
 from tests.repository.core_world import PASSWORD, new_repo, open_repo, restic
@@ -310,7 +310,7 @@ class InThread:
     def serve(self, end: Channel) -> None:
         try:
             files_worker._serve(end)
-        except files_worker.ChannelClosed:
+        except ChannelClosed:
             pass
         finally:
             end.close()

@@ -11,7 +11,7 @@ import pytest
 
 from node_agent.errors import TargetFull, WorkerDied
 from node_agent.items import Issues
-from node_agent.repository import restore_content, restore_crew
+from node_agent.repository import restore_content, restore_crew, restore_worker
 from node_agent.repository.processes import WorkerProcess
 from node_agent.repository.restore_crew import Crew
 from tests.repository.core_world import flip, new_repo, open_repo, stored
@@ -219,3 +219,20 @@ def test_processes_begun_in_the_middle_go_on_where_threads_were(
     bring_back(repo, snapshot, tmp_path / "out", strip=os.fsencode(source))
     assert len(processes_only) == 2
     assert differences(fingerprint(source), fingerprint(tmp_path / "out")).keys() <= {b""}
+
+
+def test_where_no_process_comes_up_threads_write_and_it_is_not_tried_again(
+    tmp_path: Path,
+    processes_only: list[WorkerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = many_files(tmp_path / "source")
+    repo = new_repo(tmp_path / "repo")
+    snapshot = back_up(repo, source).snapshot_id
+    monkeypatch.setattr(restore_worker, "__name__", "node_agent.no_such_worker")
+    assert bring_back(repo, snapshot, tmp_path / "out").files == 60
+    assert differences(fingerprint(source), fingerprint(restored(tmp_path / "out", source))) == {}
+    assert 1 <= len(processes_only) <= 2
+    assert "threads write instead" in caplog.text
+    assert all(process._process.poll() is not None for process in processes_only)

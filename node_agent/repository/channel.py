@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import array
 import marshal
+import os
+import signal
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from node_agent.repository.backend.base import Buffer
@@ -86,3 +88,16 @@ class Channel:
 
     def close(self) -> None:
         self._end.close()
+
+
+def serve(end_fd: int, work: Callable[[Channel], None]) -> None:
+    """The life of a worker process, at its end of the channel: it ends with the channel, however its run ended.
+
+    The signals by which a run is asked to stop are not for it, since its run decides what to finish.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        work(Channel(socket.socket(fileno=end_fd)))
+    except ChannelClosed:
+        os._exit(0)  # the run is over; there is nothing to tidy up
