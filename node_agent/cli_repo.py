@@ -80,8 +80,12 @@ def _add_backup_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _snapshots(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = command(commands, "snapshots", "cli_repo_read:snapshots", "list snapshots")
+    parser = command(commands, "snapshots", "cli_repo_list:snapshots", "list snapshots")
     parser.add_argument("ids", nargs="*", metavar="SNAPSHOT")
+    parser.add_argument("--latest", type=int, default=0, metavar="N", help="only the last N of each host and its paths")
+    parser.add_argument("--last", dest="latest", action="store_const", const=1, help=argparse.SUPPRESS)
+    parser.add_argument("--group-by", "-g", default="", metavar="host,paths,tags", help="a list for each group")
+    parser.add_argument("--compact", "-c", action="store_true", help="without the paths")
     add_filters(parser)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -159,9 +160,15 @@ def _time(text: str | None) -> int | None:
 
 # --- cat ---
 
+_POLY1305_R = 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
+_MASTER_KEY_WARNING = (
+    "warning: this key opens and forges everything in the repository, without any password. No change of passwords"
+    " takes that back; whoever saw it is kept out only by a new repository."
+)
+
 
 def cat(args: argparse.Namespace) -> int:
-    if args.kind != "config" and not args.id:
+    if args.kind not in ("config", "masterkey") and not args.id:
         raise ConfigError(f"Which {args.kind}?", hint=f"Give the id: cat {args.kind} ID.")
     if args.kind in ("blob", "tree"):
         with reading(args) as repo:
@@ -196,6 +203,9 @@ def _object(repo: Repository, kind: str, spec: str) -> Any:
     if kind == "config":
         config = repo.config
         return {"version": config.version, "id": config.id, "chunker_polynomial": f"{config.polynomial:x}"}
+    if kind == "masterkey":
+        print(_MASTER_KEY_WARNING, file=sys.stderr)
+        return _master_key_json(repo)
     store_kind = Kind[kind.upper()]
     name = _whole_name(repo, store_kind, spec)
     if kind == "pack":
@@ -203,6 +213,13 @@ def _object(repo: Repository, kind: str, spec: str) -> Any:
     if kind == "key":
         return json.loads(repo.backend.get(Kind.KEY, name))
     return repo.files.load_json(store_kind, name)
+
+
+def _master_key_json(repo: Repository) -> Any:
+    """As restic prints it: ``r`` without the bits that Poly1305 ignores, which restic clears when it uses the key."""
+    key = repo.files.key
+    r = int.from_bytes(key.mac_r, "little") & _POLY1305_R
+    return json.loads(replace(key, mac_r=r.to_bytes(16, "little")).to_json())
 
 
 def _whole_name(repo: Repository, kind: Kind, spec: str) -> str:

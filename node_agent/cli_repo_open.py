@@ -19,7 +19,7 @@ from node_agent.cli_session import (
     repository_url,
     tag_lists,
 )
-from node_agent.errors import ConfigError
+from node_agent.errors import ConfigError, DamagedError
 
 if TYPE_CHECKING:
     from node_agent.repository.repository import Repository
@@ -102,14 +102,19 @@ def _source_password(given: argparse.Namespace, env: Mapping[str, str]) -> str:
         ) from error
 
 
-def chosen(repo: Repository, args: argparse.Namespace, ids: list[str]) -> list[Snapshot]:
-    """The named snapshots, or all that match the filters."""
+def chosen(
+    repo: Repository,
+    args: argparse.Namespace,
+    ids: list[str],
+    damaged: Callable[[DamagedError], None] | None = None,
+) -> list[Snapshot]:
+    """The named snapshots, or all that match the filters; ``damaged`` as in :func:`list_snapshots`."""
     from node_agent.repository.snapshot import find_snapshot, list_snapshots
 
     filters = {"hosts": args.host, "paths": args.path, "tags": tag_lists(args.tag)}
     if ids:
         return [find_snapshot(repo, spec, **filters) for spec in ids]
-    return list_snapshots(repo, **filters)
+    return list_snapshots(repo, **filters, damaged=damaged)
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

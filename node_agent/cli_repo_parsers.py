@@ -7,11 +7,28 @@ import argparse
 from node_agent.cli_repo_open import Commands, add_filters, add_source_options, command
 
 _PERIODS = (("last", "-l"), ("hourly", ""), ("daily", "-d"), ("weekly", "-w"), ("monthly", "-m"), ("yearly", "-y"))
-_CAT = ("config", "snapshot", "index", "pack", "blob", "tree", "key", "lock")
+_CAT = ("config", "snapshot", "index", "pack", "blob", "tree", "key", "masterkey", "lock")
+_LIST = ("blobs", "packs", "index", "snapshots", "keys", "locks")
 
 
 def add_parsers(commands: Commands[argparse.ArgumentParser]) -> None:
-    for add in (_check, _forget, _prune, _repair, _probe, _copy, _key, _unlock, _diff, _find, _tag, _cat, _cache):
+    for add in (
+        _check,
+        _forget,
+        _prune,
+        _repair,
+        _probe,
+        _copy,
+        _key,
+        _unlock,
+        _diff,
+        _find,
+        _tag,
+        _list,
+        _cat,
+        _cache,
+        _version,
+    ):
         add(commands)
 
 
@@ -143,6 +160,15 @@ def _tag(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--add", action="append", default=[], metavar="TAG[,TAG]")
     parser.add_argument("--remove", action="append", default=[], metavar="TAG[,TAG]")
     add_filters(parser)
+
+
+def _list(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = command(commands, "list", "cli_repo_list:list_names", "list the names of what is stored")
+    parser.add_argument("kind", choices=_LIST)
+
+
+def _version(commands: Commands[argparse.ArgumentParser]) -> None:
+    command(commands, "version", "cli_repo_list:version", "say which version this is")
 
 
 def _cat(commands: Commands[argparse.ArgumentParser]) -> None:

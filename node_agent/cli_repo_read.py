@@ -1,98 +1,45 @@
-"""``repo snapshots``, ``ls``, ``restore``, ``dump`` and ``stats``: what reads a repository."""
+"""``repo ls``, ``restore``, ``dump`` and ``stats``: what reads a repository."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from node_agent.cli_repo_modes import long_line, permissions
+from node_agent.cli_repo_open import chosen, reading
 from node_agent.cli_session import (
     human_size,
-    lock_wait_s,
-    open_repository,
     print_json,
     progress_shown,
     report_issues,
     tag_lists,
     wants_json,
 )
-from node_agent.errors import ConfigError, DamagedError
+from node_agent.errors import ConfigError
 from node_agent.items import Issues, printable
 from node_agent.repository import files_restore
 from node_agent.repository.random_access import RandomAccess
 from node_agent.repository.repository import Repository
 from node_agent.repository.rfc3339 import format_ns
-from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots
+from node_agent.repository.snapshot import Snapshot, find_snapshot
 from node_agent.repository.stats import Stats, stats_of
 from node_agent.repository.tree import Node
 
 _PIECE = 4 << 20  # of a dumped range
 
 
-@contextlib.contextmanager
-def _reading(args: argparse.Namespace) -> Iterator[Repository]:
-    """An open repository under a shared lock, its index loaded."""
-    with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
-        repo.load_index()
-        yield repo
-
-
 def _find(repo: Repository, args: argparse.Namespace, spec: str) -> Snapshot:
     return find_snapshot(repo, spec, hosts=args.host, paths=args.path, tags=tag_lists(args.tag))
-
-
-def _chosen(
-    repo: Repository, args: argparse.Namespace, damaged: Callable[[DamagedError], None] | None = None
-) -> list[Snapshot]:
-    if args.ids:
-        return [_find(repo, args, spec) for spec in args.ids]
-    return list_snapshots(repo, hosts=args.host, paths=args.path, tags=tag_lists(args.tag), damaged=damaged)
-
-
-# --- snapshots ---
-
-
-def snapshots(args: argparse.Namespace) -> int:
-    """Those that can be read are listed even if others cannot; the damaged ones are named, and the exit code is 1."""
-    hurt: list[DamagedError] = []
-    with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
-        found = _chosen(repo, args, hurt.append)
-    if wants_json(args):
-        print_json([snapshot.describe_json() for snapshot in found])
-    else:
-        _print_snapshots(found)
-    for error in hurt:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-    return 1 if hurt else 0
-
-
-def _print_snapshots(found: Sequence[Snapshot]) -> None:
-    rows = [("ID", "Time", "Host", "Tags", "Paths")]
-    for snapshot in found:
-        when = snapshot.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        rows.append((snapshot.short_id, when, snapshot.hostname, ",".join(snapshot.tags), " ".join(snapshot.paths)))
-    _print_table(rows)
-    print(f"{len(found)} snapshots")
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if number == 0:
-            print("-" * (sum(widths) + 2 * len(widths) - 2))
 
 
 # --- ls ---
 
 
 def ls(args: argparse.Namespace) -> int:
-    with _reading(args) as repo:
+    with reading(args) as repo:
         snapshot = _find(repo, args, args.snapshot)
         if wants_json(args):
             print_json(snapshot.describe_json() | {"struct_type": "snapshot"})
@@ -143,7 +90,7 @@ def _entry_json(path: bytes, node: Node) -> dict[str, object]:
 def restore(args: argparse.Namespace) -> int:
     started = time.monotonic()
     issues = Issues()
-    with _reading(args) as repo, progress_shown(args) as progress:
+    with reading(args) as repo, progress_shown(args) as progress:
         snapshot = _find(repo, args, args.snapshot)
         result = files_restore.restore(
             repo,
@@ -188,7 +135,7 @@ def restore(args: argparse.Namespace) -> int:
 
 def dump(args: argparse.Namespace) -> int:
     out = sys.stdout.fileno()
-    with _reading(args) as repo:
+    with reading(args) as repo:
         snapshot = _find(repo, args, args.snapshot)
         path = os.fsencode(args.entry)
         if args.offset is None and args.length is None:
@@ -220,8 +167,8 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def stats(args: argparse.Namespace) -> int:
-    with _reading(args) as repo, progress_shown(args) as progress:
-        found = stats_of(repo, _chosen(repo, args), progress)
+    with reading(args) as repo, progress_shown(args) as progress:
+        found = stats_of(repo, chosen(repo, args, args.ids), progress)
     if wants_json(args):
         print_json(_stats_json(found, args.mode))
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from node_agent.errors import ConfigError, ObjectLocked, RepositoryError
 from node_agent.repository.backend.base import Kind
@@ -25,11 +25,13 @@ __all__ = [
     "Duration",
     "ForgetGroup",
     "ForgetResult",
+    "GroupKey",
     "KeepPolicy",
     "Reason",
     "TagChange",
     "forget",
     "forget_ids",
+    "group_snapshots",
     "plan_forget",
     "tag_snapshots",
 ]
@@ -162,32 +164,46 @@ def plan_forget(
     """What a policy would do; pure. Raises ConfigError, RepositoryError (it would leave a group empty)."""
     if policy.empty:
         raise ConfigError("No policy was given, so nothing is forgotten.", hint="Give at least one --keep-… option.")
+    groups = []
+    for key, group in group_snapshots(snapshots, group_by).items():
+        decision = apply_policy(group, policy, now)
+        if not decision.keep:
+            raise RepositoryError(
+                f"The policy would remove the last snapshot of {key.host or 'a group'} {' '.join(key.paths)}".rstrip()
+                + ".",
+                hint="Nothing was removed. Keep at least one, for example with --keep-last 1.",
+            )
+        groups.append(_group(key, decision))
+    return groups
+
+
+class GroupKey(NamedTuple):
+    """What the snapshots of a group share; empty where they are not grouped by it."""
+
+    host: str = ""
+    paths: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, group_by: Sequence[str]) -> GroupKey:
+        return cls(
+            snapshot.hostname if "host" in group_by else "",
+            tuple(sorted(snapshot.paths)) if "paths" in group_by else (),
+            tuple(sorted(snapshot.tags)) if "tags" in group_by else (),
+        )
+
+
+def group_snapshots(snapshots: Sequence[Snapshot], group_by: Sequence[str]) -> dict[GroupKey, list[Snapshot]]:
+    """Groups in the order of their keys, the snapshots of each in theirs. Raises ConfigError."""
     if unknown := set(group_by) - set(GROUPINGS):
         raise ConfigError(
             f"Snapshots cannot be grouped by {min(unknown)!r}.", hint=f"Known are {', '.join(GROUPINGS)}."
         )
-    members: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[Snapshot]] = {}
+    members: dict[GroupKey, list[Snapshot]] = {}
     for snapshot in snapshots:
-        members.setdefault(_group_key(snapshot, group_by), []).append(snapshot)
-    groups = []
-    for (host, paths, tags), group in sorted(members.items()):
-        decision = apply_policy(group, policy, now)
-        if not decision.keep:
-            raise RepositoryError(
-                f"The policy would remove the last snapshot of {host or 'a group'} {' '.join(paths)}".rstrip() + ".",
-                hint="Nothing was removed. Keep at least one, for example with --keep-last 1.",
-            )
-        groups.append(_group(host, paths, tags, decision))
-    return groups
+        members.setdefault(GroupKey.of(snapshot, group_by), []).append(snapshot)
+    return dict(sorted(members.items()))
 
 
-def _group_key(snapshot: Snapshot, group_by: Sequence[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    return (
-        snapshot.hostname if "host" in group_by else "",
-        tuple(sorted(snapshot.paths)) if "paths" in group_by else (),
-        tuple(sorted(snapshot.tags)) if "tags" in group_by else (),
-    )
-
-
-def _group(host: str, paths: tuple[str, ...], tags: tuple[str, ...], decision: Decision) -> ForgetGroup:
-    return ForgetGroup(host, list(paths), list(tags), decision.keep, decision.remove, decision.reasons)
+def _group(key: GroupKey, decision: Decision) -> ForgetGroup:
+    return ForgetGroup(key.host, list(key.paths), list(key.tags), decision.keep, decision.remove, decision.reasons)

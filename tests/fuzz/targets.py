@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import zstandard
 
-from node_agent import cli_repo_read
+from node_agent import cli_repo_list, cli_repo_read
 from node_agent.cli_repo_backup import read_changes
 from node_agent.cli_repo_modes import long_line
 from node_agent.errors import BrsError
@@ -183,7 +183,7 @@ class World:
             for snapshot in found:
                 assert snapshot.to_json()
             with contextlib.redirect_stdout(io.StringIO()):
-                cli_repo_read._print_snapshots(found)
+                cli_repo_list._print_snapshots(found, compact=False)
                 cli_repo_read.print_json([group.to_json() for group in groups])
 
     def tree(self, data: bytes) -> None:

@@ -161,6 +161,66 @@ def test_cat_shows_every_kind_of_object(cli: Cli) -> None:
     assert "64 digits" in cli.error("cat", "blob", "abcd")
 
 
+def test_the_master_key_is_stock_restics_and_comes_with_a_warning(cli: Cli) -> None:
+    shown = cli.run("cat", "masterkey")
+    assert json.loads(shown.stdout) == json.loads(restic(cli.repo, "cat", "masterkey").stdout)
+    assert b"warning" in shown.stderr and b"without any password" in shown.stderr
+
+
+@pytest.mark.parametrize("kind", ["blobs", "packs", "index", "snapshots", "keys"])
+def test_names_are_listed_as_stock_restic_lists_them(cli: Cli, kind: str) -> None:
+    theirs = sorted(restic(cli.repo, "list", kind).stdout.splitlines())
+    assert theirs
+    for options in ([], ["--json"]):  # which changes nothing there either
+        assert sorted(cli.run("list", kind, *options).stdout.decode().splitlines()) == theirs
+
+
+def test_listing_locks_makes_none(cli: Cli) -> None:
+    assert cli.run("list", "locks").stdout == b""
+    (cli.repo / "locks" / ("ab" * 32)).write_bytes(b"somebody's")
+    assert cli.run("list", "locks").stdout.decode() == "ab" * 32 + "\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--latest", "1"],
+        ["--latest", "2"],
+        ["--latest", "0"],
+        ["--latest", "-1"],
+        ["--last"],
+        ["--group-by", "host"],
+        ["-g", "paths,tags"],
+        ["-g", "host,paths,tags", "--latest", "1"],
+        ["-g", "host", "--host", "nowhere"],
+        ["--host", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_snapshots_are_grouped_and_cut_as_stock_restic_does(cli: Cli, options: list[str]) -> None:
+    def comparable(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        groups = [
+            one["group_key"] | {"ids": [each["id"] for each in one["snapshots"]]} for one in found if "id" not in one
+        ]
+        return sorted(groups, key=str) or [{"id": one["id"], "tags": one.get("tags")} for one in found]
+
+    ((theirs),) = _theirs(cli, "snapshots", *options)
+    assert comparable(cli.json("snapshots", *options)) == comparable(theirs)
+
+
+def test_snapshots_for_people_have_titles_and_may_be_short(cli: Cli) -> None:
+    shown = cli.run("snapshots", "--group-by", "host", "--compact").stdout.decode()
+    assert "snapshots for (host [elsewhere]):" in shown and shown.count("ID  ") == 2
+    assert "Paths" not in shown and "/source" not in shown and "first,x" in shown
+    assert "grouped by 'day'" in cli.error("snapshots", "--group-by", "day")
+
+
+def test_version_names_the_program(cli: Cli) -> None:
+    assert cli.run("version").stdout.startswith(b"BRS 0.")
+    assert cli.json("version")["version"] in cli.run("version").stdout.decode()
+
+
 def test_forget_and_prune_in_one_go_free_the_space(cli: Cli) -> None:
     before = sum(path.stat().st_size for path in stored(cli.repo, "data"))
     planned = cli.run("forget", "-l", "1", "--prune", "--dry-run", "--max-unused", "0").stdout.decode()
