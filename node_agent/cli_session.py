@@ -209,12 +209,19 @@ class _Bar:
 
 
 def bar_line(c: Counters, width: int = 24) -> str:
-    if not c.total_bytes:
-        return f"{human_size(c.done_bytes)} in {c.done_files} files  {c.current[-40:]}"
-    share = min(1.0, c.done_bytes / c.total_bytes)
+    phase = f"  {c.phase}" if c.phase else ""
+    if c.total_bytes:
+        done, total = c.done_bytes, c.total_bytes
+        counts = f"{human_size(done)} of {human_size(total)}"
+    elif c.total_files and not c.done_bytes:  # snapshots of a check or copy, index files of a repair
+        done, total = c.done_files, c.total_files
+        counts = f"{done} of {total}"
+    else:
+        return f"{human_size(c.done_bytes)} in {c.done_files} files{phase}  {c.current[-40:]}"
+    share = min(1.0, done / total)
     filled = round(share * width)
     bar = "#" * filled + "." * (width - filled)
-    return f"[{bar}] {share:6.1%}  {human_size(c.done_bytes)} of {human_size(c.total_bytes)}"
+    return f"[{bar}] {share:6.1%}  {counts}{phase}"
 
 
 # --- output ---

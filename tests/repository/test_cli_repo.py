@@ -433,6 +433,9 @@ def test_the_bar_tells_share_and_sizes() -> None:
     assert bar_line(Counters(total_bytes=100 * MIB, done_bytes=50 * MIB), width=10) == (
         "[#####.....]  50.0%  50.00 MiB of 100.00 MiB"
     )
+    check = Counters(phase="check snapshots", total_files=8, done_files=2)
+    assert bar_line(check, width=8) == "[##......]  25.0%  2 of 8  check snapshots"
+    assert bar_line(Counters(phase="prune: plan")) == "0 B in 0 files  prune: plan  "
     assert human_size(5) == "5 B"
     assert human_size(1536) == "1.50 KiB"
 
