@@ -19,7 +19,7 @@ from node_agent.cli_session import (
     repository_url,
     tag_lists,
 )
-from node_agent.errors import ConfigError, DamagedError
+from node_agent.errors import ConfigError, DamagedError, WrongPassword
 
 if TYPE_CHECKING:
     from node_agent.repository.repository import Repository
@@ -84,7 +84,14 @@ def reading_source(args: argparse.Namespace, env: Mapping[str, str] = os.environ
             "No repository to read from is named.", hint="Give --from-repo URL, or set RESTIC_FROM_REPOSITORY."
         )
     backend = open_backend(repository_url(given, theirs))
-    with Repository.open(backend, _source_password(given, theirs), cache_dir=cache_dir(args)) as repo:
+    try:
+        source = Repository.open(backend, _source_password(given, theirs), cache_dir=cache_dir(args))
+    except WrongPassword as error:
+        raise WrongPassword(
+            f"{error.message} (of the repository to read from)",
+            hint="Give its own password: --from-password-file FILE, RESTIC_FROM_PASSWORD_FILE or RESTIC_FROM_PASSWORD.",
+        ) from error
+    with source as repo:
         with repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
             repo.load_index()
             yield repo

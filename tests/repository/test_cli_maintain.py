@@ -290,6 +290,9 @@ def test_damage_is_found_named_and_healed_from_a_copy(cli: Cli, tmp_path: Path) 
     lost = cli.json("repair", "packs", "--read-data", expect=1)["lost_blobs"]
     assert len(lost) == 1
     (tmp_path / "password").write_text("another\n")
+    (tmp_path / "wrong").write_text("wrong")
+    other = ("--from", str(copy.repo), "--from-password-file", str(tmp_path / "wrong"))
+    assert "(of the repository to read from)" in cli.error("repair", "packs", *other, expect=12)
     healed = cli.json("repair", "packs", "--from", str(copy.repo), "--from-password-file", str(tmp_path / "password"))
     assert healed["healed_blobs"] == 1 and healed["lost_blobs"] == []
     assert cli.json("check", "--read-data")["ok"]
