@@ -15,7 +15,7 @@ from datetime import datetime
 from node_agent.repository.local_memory import LocalMemory
 from node_agent.repository.rfc3339 import from_datetime, to_datetime
 
-_SEEN, _REMOVED = 0, 1
+_SEEN, _REMOVED, _REPLACED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,28 @@ class KnownObjects(LocalMemory):
             [(known.id, _SEEN, known.workload, known.time_ns) for known in snapshots],
         )
 
-    def removed(self, snapshot_id: str) -> None:
-        self._change("INSERT OR REPLACE INTO known VALUES ('snapshot', ?, ?, '', 0)", [(snapshot_id, _REMOVED)])
+    def removed(self, known: Known, *, replaced: bool = False) -> None:
+        """By us. ``replaced``: by the same with other tags, or repaired, which is not to be gone for that."""
+        row = (known.id, _REPLACED if replaced else _REMOVED, known.workload, known.time_ns)
+        self._change("INSERT OR REPLACE INTO known VALUES ('snapshot', ?, ?, ?, ?)", [row])
 
     def gone(self, present: set[str]) -> list[Known]:
-        """Snapshots that were seen, were not removed by us, and are not among ``present``; oldest first."""
-        query = "SELECT id, workload, time_ns FROM known WHERE kind = 'snapshot' AND state = ? ORDER BY time_ns"
-        return [Known(*row) for row in self._rows(query, (_SEEN,)) if row[0] not in present]
+        """Snapshots that were seen, were not removed by us, and are not among ``present``; oldest first.
+
+        One that another machine had given other tags, so that it has another id, was removed if we removed that.
+        """
+        query = """
+            SELECT id, workload, time_ns FROM known AS seen WHERE kind = 'snapshot' AND state = ? AND NOT EXISTS (
+                SELECT 1 FROM known WHERE kind = 'snapshot' AND state = ?
+                AND workload = seen.workload AND time_ns = seen.time_ns AND workload != ''
+            ) ORDER BY time_ns
+        """
+        return [Known(*row) for row in self._rows(query, (_SEEN, _REMOVED)) if row[0] not in present]
 
     def returned(self, present: set[str]) -> list[str]:
         """Snapshots that we removed and that are there again."""
-        query = "SELECT id FROM known WHERE kind = 'snapshot' AND state = ?"
-        return sorted(row[0] for row in self._rows(query, (_REMOVED,)) if row[0] in present)
+        query = "SELECT id FROM known WHERE kind = 'snapshot' AND state IN (?, ?)"
+        return sorted(row[0] for row in self._rows(query, (_REMOVED, _REPLACED)) if row[0] in present)
 
     def accept(self, snapshot_ids: Iterable[str]) -> None:
         """As they are now is right: they are told no more."""

@@ -153,7 +153,7 @@ def tag_snapshots(
         prove_removable(repo, snapshot.id)
         # A run that was killed may have written it already.
         name = there.get(identity_of(new)) or save_snapshot(repo, lock, new).id
-        remove_snapshot(repo, snapshot.id)
+        remove_snapshot(repo, snapshot.id, replaced=True)
         changed.append((snapshot.id, name))
     return changed
 

@@ -101,7 +101,7 @@ def repair_snapshots(
         # A run that was killed, or another before this one, may have written it already.
         hurt.repaired = there.get(identity_of(new)) or save_snapshot(repo, lock, new).id
         if forget:
-            remove_snapshot(repo, snapshot.id)
+            remove_snapshot(repo, snapshot.id, replaced=True)
             hurt.forgotten = True
     return found
 

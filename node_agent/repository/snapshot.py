@@ -147,9 +147,9 @@ def save_snapshot(repo: Repository, lock: Lock, snapshot: Snapshot) -> Snapshot:
     lock.prove()
     content = json.dumps(snapshot.to_json(), separators=(",", ":"), ensure_ascii=False)
     name = repo.files.save(Kind.SNAPSHOT, content.encode("utf-8", "replace"))
-    seen = Known.of(name, snapshot.hostname, snapshot.paths, snapshot.time)
-    _remember(repo, lambda known: known.saw([seen]))
-    return replace(snapshot, id=name)
+    saved = replace(snapshot, id=name)
+    _remember(repo, lambda known: known.saw([_known(saved)]))
+    return saved
 
 
 def load_snapshot(repo: Repository, name: str) -> Snapshot:
@@ -238,13 +238,22 @@ def prove_removable(repo: Repository, name: str) -> None:
         raise ObjectLocked(f"snapshot {name} is locked until {when} and cannot be replaced.")
 
 
-def remove_snapshot(repo: Repository, name: str) -> None:
-    """Forget one; its data stay until they are pruned. Raises SnapshotNotFound, and RepositoryLocked if unlocked."""
+def remove_snapshot(repo: Repository, name: str, *, replaced: bool = False) -> None:
+    """Forget one; its data stay until they are pruned. Raises SnapshotNotFound, and RepositoryLocked if unlocked.
+
+    ``replaced``: another one has taken its place.
+    """
     repo.guard(prove=True)
-    if not repo.backend.exists(Kind.SNAPSHOT, name):
-        raise SnapshotNotFound(f"There is no snapshot {name} in the repository.")
+    try:
+        gone = _known(load_snapshot(repo, name))
+    except DamagedError:
+        gone = Known(name)  # it may go all the same
     repo.backend.delete(Kind.SNAPSHOT, name)
-    _remember(repo, lambda known: known.removed(name))
+    _remember(repo, lambda known: known.removed(gone, replaced=replaced))
+
+
+def _known(snapshot: Snapshot) -> Known:
+    return Known.of(snapshot.id, snapshot.hostname, snapshot.paths, snapshot.time)
 
 
 def _remember(repo: Repository, note: Callable[[KnownObjects], None]) -> None:

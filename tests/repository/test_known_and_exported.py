@@ -78,6 +78,27 @@ def test_a_snapshot_whose_tags_changed_is_not_gone(world, by: str) -> None:
     assert len(report.notes) == (1 if by == "restic" else 0)  # restic does not tell us what it removes
 
 
+def test_a_snapshot_that_another_machine_tagged_and_we_removed_is_not_missed(world) -> None:
+    repo, folder, _, new = world
+    with open_repo(folder) as other, other.lock(exclusive=True) as lock:
+        other.load_index()
+        ((_, tagged),) = tag_snapshots(other, lock, [new], TagChange(add=["t"]))
+    with repo.lock(exclusive=True):
+        forget_ids(repo, [tagged])
+    report = _check(repo)
+    assert report.ok and report.notes == []
+
+
+def test_a_snapshot_that_we_tagged_and_a_stranger_deleted_is_missed(world) -> None:
+    repo, folder, _, new = world
+    with repo.lock(exclusive=True) as lock:
+        repo.load_index()
+        ((_, tagged),) = tag_snapshots(repo, lock, [new], TagChange(add=["t"]))
+    (folder / "snapshots" / tagged).unlink()
+    (error,) = _check(repo).errors
+    assert (error.kind, error.name) == ("gone", tagged)
+
+
 def test_keys_that_came_or_went_are_told(world) -> None:
     repo, *_ = world
     assert _check(repo).notes == []
