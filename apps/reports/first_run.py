@@ -52,7 +52,9 @@ def steps(user: User) -> list[Step]:
         Step(
             key="destination",
             title=_("Add a destination"),
-            text=_("The folder where backups are kept, encrypted: best on another disk, or on a file server."),
+            text=_(
+                "Where backups are kept, encrypted: a folder on another disk or a file server, SFTP, or an object store."
+            ),
             url=reverse("admin:inventory_destination_add"),
             action=_("Add a destination"),
             done=destination is not None,

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -235,10 +235,13 @@ class DestinationAdmin(GrantedAdmin):
         if db_field.name == "kind":
             field.widget = UnfoldAdminSelectWidget(choices=DestinationKind.choices)
         if db_field.name == "path":
-            field.help_text = format_html(
-                "{}<br>{}",
-                _("A folder, or the address at the store:"),
-                " · ".join(f"{DestinationKind(kind).label}: {one.example}" for kind, one in stores.KINDS.items()),
+            field.help_text = format_html_join(
+                "",
+                "<span x-show=\"kind == '{}'\">{}</span>",  # of the kind that is chosen
+                [
+                    (kind, _("For example: %(address)s") % {"address": one.example})
+                    for kind, one in stores.KINDS.items()
+                ],
             )
         if db_field.name == "nodes" and hasattr(field.widget, "widget"):
             field.widget = field.widget.widget  # nodes are enrolled, not added from here
