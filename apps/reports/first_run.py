@@ -53,7 +53,8 @@ def steps(user: User) -> list[Step]:
             key="destination",
             title=_("Add a destination"),
             text=_(
-                "Where backups are kept, encrypted: a folder on another disk or a file server, SFTP, or an object store."
+                "Where backups are kept, encrypted: a folder on another disk or a file server, "
+                "SFTP, or an object store."
             ),
             url=reverse("admin:inventory_destination_add"),
             action=_("Add a destination"),
