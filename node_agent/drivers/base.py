@@ -10,21 +10,22 @@ A driver knows one kind of source on this node. It knows no repository, no serve
   be read inside an opened source are not the driver's business: whoever reads reports them.
 * ``probe`` never raises for a bad path: it says what is wrong and what to do, in plain words.
 
-What ``open`` yields is one of two shapes: a :class:`FileTree` or a :class:`Disk`.
+What ``open`` yields is one of three shapes: a :class:`FileTree`, a :class:`Disk` or a :class:`Machine`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from node_agent.errors import BrsError
 from node_agent.guard import Guard
-from node_agent.items import Extent, TrackingBase
+from node_agent.items import Extent, Issue, TrackingBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,47 @@ class Disk:
     format: str
     changes: Changes | None = None
     identity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The restore point before this one, which the new one may inherit from: whole, and in the repository now.
+
+    ``bases``: the stored state of each of its disks, by name. ``metadata``: the small files that the driver had stored
+    beside them, among them what it needs to go on from there (a checkpoint, a kept snapshot).
+    """
+
+    bases: Mapping[str, TrackingBase]
+    metadata: Mapping[str, bytes]
+
+
+class Consistency(StrEnum):
+    """How the disks of a machine fit together; a point says so."""
+
+    APPLICATION = "application"  # the guest had written out what it held, and stood still
+    CRASH = "crash"  # one instant for all disks, as after a power cut
+    STOPPED = "stopped"  # the machine did not run
+    NONE = "none"  # not one instant for all
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The disks of one machine as they were at one instant, open for reading, and what recreates the machine.
+
+    ``disks`` by the name that each has in the snapshot (``disks/NAME.raw``). ``metadata`` are small files beside them,
+    ``vm.json`` first of all; no secrets in clear but what the machine cannot be recreated without (they are encrypted
+    with everything else). ``left_out``: what belongs to the machine and is not protected; each makes the point partial.
+
+    ``acknowledge`` is called once when the snapshot is in the repository: only then the tracked state of the
+    point before may be dropped. Without it, leaving ``open`` drops what this run made, and nothing else.
+    """
+
+    disks: Mapping[str, Disk]
+    metadata: Mapping[str, bytes]
+    consistency: Consistency
+    instant: float  # seconds since the epoch, by this node's monotonic-corrected clock
+    acknowledge: Callable[[], None]
+    left_out: Sequence[Issue] = ()
 
 
 class Driver(ABC):
