@@ -31,7 +31,7 @@ def write_page(bench: Bench, began: datetime, load: Sequence[float], minutes: fl
         f"{programs} · load of the machine before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n"
         f"Data: {'; '.join(bench.told)}. Medians of the rounds that each row names."
     )
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+    before, _, rest = (PAGE.read_text() if PAGE.exists() else "").partition(BEGIN)
     after = rest.partition(END)[2]
     below = f"\n\n{bench.below}" if bench.below else ""
     table = render(bench.rows) + below

@@ -16,6 +16,7 @@ PASSWORD = "benchmark"
 class Program(Protocol):
     name: str
     env: dict[str, str]
+    memory: Path  # what it remembers of its repositories outside of them
 
     def init(self, repo: Path) -> Sequence[str]: ...
     def backup_image(self, repo: Path, image: Path) -> Sequence[str]: ...
@@ -29,7 +30,8 @@ class Brs:
     name = "brs"
 
     def __init__(self, work: Path) -> None:
-        self.env = {"BRS_REPOSITORY_PASSWORD": PASSWORD, "BRS_CACHE_DIR": str(work / "cache-brs")}
+        self.memory = work / "cache-brs"
+        self.env = {"BRS_REPOSITORY_PASSWORD": PASSWORD, "BRS_CACHE_DIR": str(self.memory)}
 
     def command(self, repo: Path, *args: str) -> list[str]:
         return [sys.executable, "-m", "node_agent", "repo", *args, "--repo", str(repo), "--quiet"]
@@ -61,7 +63,8 @@ class Restic:
     def __init__(self, work: Path, program: str = "restic", name: str = "restic") -> None:
         self.name = name
         self._program = program
-        self.env = {"RESTIC_PASSWORD": PASSWORD, "RESTIC_CACHE_DIR": str(work / f"cache-{name}")}
+        self.memory = work / f"cache-{name.replace(' ', '-')}"
+        self.env = {"RESTIC_PASSWORD": PASSWORD, "RESTIC_CACHE_DIR": str(self.memory)}
 
     def command(self, repo: Path, *args: str) -> list[str]:
         return [self._program, "-q", "-r", str(repo), *args]
@@ -92,9 +95,10 @@ class Borg:
     name = "borg"
 
     def __init__(self, work: Path) -> None:
+        self.memory = work / "base-borg"
         self.env = {
             "BORG_PASSPHRASE": PASSWORD,
-            "BORG_BASE_DIR": str(work / "base-borg"),
+            "BORG_BASE_DIR": str(self.memory),
             "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
         }
 

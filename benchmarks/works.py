@@ -116,6 +116,7 @@ class Bench:
         self.measure(cases, settings.ROUNDS)
         for program in self.programs:
             shutil.copytree(self.repo(program), self.repo(program, "first"))
+            shutil.copytree(program.memory, self._memory(program))
 
     def restore_image(self) -> None:
         asked = Asked({"restic": 3, "borg": 4, "restic (new)": 2})
@@ -147,9 +148,15 @@ class Bench:
         self.measure(cases, settings.ROUNDS)
         self.clear("first")
 
+    def _memory(self, program: Program) -> Path:
+        return self.repo(program, "memory")
+
     def _as_it_was(self, program: Program) -> None:
+        """Repository and memory alike: borg refuses a repository that is older than what it remembers."""
         self.clear("repo", program)
         shutil.copytree(self.repo(program, "first"), self.repo(program))
+        shutil.rmtree(program.memory)
+        shutil.copytree(self._memory(program), program.memory)
         _warm(self.image)
 
     def larger_image(self) -> None:
