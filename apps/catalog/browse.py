@@ -47,12 +47,18 @@ class Item:
     def is_directory(self) -> bool:
         return self.type == "dir"
 
+    @property
+    def shown(self) -> str:
+        """The path for people."""
+        return display(self.path)
+
 
 @dataclass(frozen=True)
 class Listing:
     path: str
     entries: list[Item]  # directories first, then by name
     complete: bool  # False: more matches or directories exist than are shown
+    visited: int = 1  # directories that were looked into
 
 
 def display(name: str) -> str:
@@ -182,7 +188,7 @@ def search(copy: PointCopy, text: str, *, limit: int = 200, directories: int = 2
             piece = here[start : start + _AT_ONCE]
             visited += len(piece)
             if visited > directories:
-                return Listing("/", found, False)
+                return Listing("/", found, False, visited)
             known = _read(copy.repository_id, [tree_id for _path, tree_id in piece])
             for path, tree_id in piece:
                 if tree_id not in known:
@@ -191,11 +197,11 @@ def search(copy: PointCopy, text: str, *, limit: int = 200, directories: int = 2
                 for item in (_item(path, row) for row in known[tree_id]):
                     if wanted in item.name.casefold():
                         if len(found) == limit:
-                            return Listing("/", found, False)
+                            return Listing("/", found, False, visited)
                         found.append(item)
                     if item.is_directory and item.tree:
                         level.append((item.path, item.tree))
-    return Listing("/", found, whole)
+    return Listing("/", found, whole, visited)
 
 
 def _read(repository_id: Any, tree_ids: list[str]) -> dict[str, list[dict[str, Any]]]:

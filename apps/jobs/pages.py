@@ -26,7 +26,7 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_scope import address
 from apps.inventory.models import Workload
-from apps.jobs import requests
+from apps.jobs import estimate, requests, restore_search
 from apps.jobs.models import OPEN, Download, Job, JobKind, RestoreDraft, State
 from apps.jobs.restore_form import TargetForm, default_target, summary
 from apps.reports import timeline
@@ -117,7 +117,8 @@ class Wizard:
         if term:
             rows = rows.filter(Q(name__icontains=term) | Q(platform__name__icontains=term))
         rows = rows.annotate(point_count=Count("points", distinct=True)).order_by("-point_count", "name")
-        return self._page(request, "brs/restore/what.html", "what", rows=rows[:FOUND_MAX], q=term)
+        files = restore_search.find_files(request.user, term)
+        return self._page(request, "brs/restore/what.html", "what", rows=rows[:FOUND_MAX], q=term, files=files)
 
     def new(self, request: HttpRequest) -> HttpResponse:
         """A deep link from a workload, a point or a file. An unfinished draft of the same workload is used again."""
@@ -244,7 +245,13 @@ class Wizard:
             else:
                 return HttpResponseRedirect(address(job))
         return self._page(
-            request, "brs/restore/confirm.html", "confirm", mine, error=error, lines=summary(mine), target=mine.target
+            request,
+            "brs/restore/confirm.html",
+            "confirm",
+            mine,
+            error=error,
+            lines=[*summary(mine), estimate.sentence(mine)],
+            target=mine.target,
         )
 
     @staticmethod

@@ -19,6 +19,7 @@ from apps.catalog import browse
 from apps.catalog.models import PointCopy, Protection, RestorePoint
 from apps.iam.models import AuditEvent, Membership, Tenant, User
 from apps.inventory.models import EnrolmentCode, Node, Platform, Repository, Workload
+from apps.jobs import estimate, restore_search
 from apps.jobs.models import Job, JobKind, LogLine, RestoreDraft, State, Task
 from apps.reports import alerts, figures, first_run, timeline
 from node_agent.protocol import Directory, Entry
@@ -61,6 +62,7 @@ def test_names_out_of_backups_are_text_everywhere(client, world):
     pages = [
         reverse("admin:index"),
         reverse("admin:restore"),
+        reverse("admin:restore") + "?q=img",
         page(Workload, "changelist"),
         page(Workload, "change", alpha.workload.pk),
         page(RestorePoint, "change", alpha.point.pk),
@@ -95,6 +97,65 @@ def test_the_wizard_leads_from_a_point_to_a_restore_job(client, world):
     assert job.requested_by == world.owner
     draft.refresh_from_db()
     assert draft.job == job
+
+
+def test_a_file_is_found_without_knowing_the_workload(client, world):
+    keep_list(world, "Report 2026.txt", "other.txt")
+    shown = client.get(reverse("admin:restore"), {"q": "report"})
+    assert [item.name for _copy, item in shown.context["files"].entries] == ["Report 2026.txt"]
+    link = re.search(r'href="([^"]*restore/new/[^"]*path=[^"]*)"', shown.content.decode())
+    assert link is not None
+    answer = client.get(link[1].replace("&amp;", "&"))
+    draft = RestoreDraft.objects.get(user=world.owner)
+    assert answer.url == reverse("admin:restore_files", args=[draft.pk])
+    assert draft.point == world.alpha.point
+    assert draft.chosen == ["/Report 2026.txt"]
+
+
+def test_a_search_for_files_shows_a_stranger_nothing_and_says_when_it_stopped(client, world, monkeypatch):
+    keep_list(world, "report-1.txt", "report-2.txt")
+    other = signed_in(world.stranger).get(reverse("admin:restore"), {"q": "report"})
+    assert other.context["files"].entries == []
+    assert "report-1.txt" not in other.content.decode()
+    assert client.get(reverse("admin:restore"), {"q": "re"}).context["files"].entries == []
+    monkeypatch.setattr(restore_search, "MATCHES", 1)
+    shown = client.get(reverse("admin:restore"), {"q": "report"})
+    assert len(shown.context["files"].entries) == 1
+    assert "There may be more than is shown." in shown.content.decode()
+
+
+def test_the_estimate_names_what_it_goes_by(client, world):
+    keep_list(world, "report.txt")
+    draft = draft_for(client, world)
+    assert "not known yet" in estimate.sentence(draft)
+    done = timezone.now()
+    job = Job.objects.create(tenant=world.alpha.tenant, kind=JobKind.RESTORE, title="earlier", due_at=done)
+    Task.objects.create(
+        job=job,
+        kind="restore",
+        state=State.SUCCEEDED,
+        repository=world.alpha.repository,
+        available_at=done,
+        started_at=done - timedelta(seconds=13),
+        finished_at=done,
+        outcome={"kind": "restore", "files": 1, "bytes_written": 100 << 20, "target": "/x"},
+    )
+    RestorePoint.objects.filter(pk=draft.point_id).update(size_bytes=1 << 30)
+    draft.refresh_from_db()
+    said = estimate.sentence(draft)
+    assert "1.0 GiB will take about 1 min 45 s" in said
+    assert "by the last restore from this repository" in said
+    draft.chosen = ["/report.txt"]
+    assert estimate.chosen_bytes(draft) == 5
+    draft.chosen = ["/gone.txt"]
+    assert "sizes of what was chosen are not on the server" in estimate.sentence(draft)
+
+
+def test_an_estimate_goes_by_the_large_restores():
+    assert estimate.seconds(100, []) is None
+    assert estimate.seconds(100, [(0, 5.0)]) is None
+    small, large = (10, 3.5), (1_000_000, 103.0)
+    assert estimate.seconds(1_000_000, [small, large]) == pytest.approx(103, abs=1)
 
 
 def test_the_newest_good_point_is_chosen_beforehand(client, world):
