@@ -64,6 +64,8 @@ LOOKS: dict[str, Look] = {
     "quarantined": Look("bad", "gpp_maybe", gettext_lazy("Quarantined")),
     "clock": Look("warn", "history_toggle_off", gettext_lazy("Clock is off")),
     "expected": Look("idle", "hourglass_empty", gettext_lazy("Not seen yet")),
+    # machines
+    "gone": Look("warn", "cloud_off", gettext_lazy("Gone")),
     # destinations
     "untested": Look("idle", "help", gettext_lazy("Not tested yet")),
     "fine": Look("ok", "check_circle", gettext_lazy("Fine")),

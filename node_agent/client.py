@@ -48,6 +48,7 @@ from node_agent.protocol import (
     EnrolRequest,
     ErrorBody,
     FailReport,
+    FoundReport,
     ProgressReply,
     ProgressReport,
     ReleaseReport,
@@ -200,6 +201,9 @@ class ServerClient:
 
     def directories(self, task_id: UUID, report: DirectoriesReport) -> None:
         self._post(f"/tasks/{task_id}/directories", report, Ack, timeout_s=2 * READ_S)
+
+    def found(self, task_id: UUID, report: FoundReport) -> None:
+        self._post(f"/tasks/{task_id}/found", report, Ack, timeout_s=2 * READ_S)
 
     def upload(self, task_id: UUID, lease_token: str, offset: int, piece: bytes) -> None:
         headers = {"Content-Type": "application/octet-stream", LEASE_TOKEN_HEADER: lease_token}

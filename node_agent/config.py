@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from node_agent.errors import ConfigError
 
 STORE = re.compile(r"^(sftp|s3|azure|gs|rest):([^/@\s]+(/[^\s]*)?)?$")
+PLATFORM = re.compile(r"^(kvm|rbd):([^\s/@]+)?$")
 LABEL = re.compile(r"^[a-z][a-z0-9_-]*:[A-Za-z0-9._-]+$")
 
 
@@ -33,6 +34,12 @@ def _store(value: str) -> str:
     return value.rstrip("/")
 
 
+def _platform(value: str) -> str:
+    if not PLATFORM.match(value):
+        raise ValueError("must be a kind such as kvm: or an address such as kvm:host or kvm:host:22")
+    return value.lower()
+
+
 def _label(value: str) -> str:
     if not LABEL.match(value):
         raise ValueError("must look like key:value, such as zone:a")
@@ -41,6 +48,7 @@ def _label(value: str) -> str:
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Store = Annotated[str, AfterValidator(_store)]
+Platform = Annotated[str, AfterValidator(_platform)]
 Label = Annotated[str, AfterValidator(_label)]
 
 
@@ -49,12 +57,13 @@ class _Section(BaseModel):
 
 
 class RootsConfig(_Section):
-    """Folders that tasks may touch, and remote stores. A task outside of them is refused, whoever asks."""
+    """Folders that tasks may touch, remote stores, platforms of machines. A task outside is refused, whoever asks."""
 
     read: list[AbsolutePath] = []
     write: list[AbsolutePath] = []
     repositories: list[AbsolutePath] = []
     stores: list[Store] = []
+    platforms: list[Platform] = []
 
 
 class NodeConfig(_Section):
@@ -109,7 +118,11 @@ def _filled(config: NodeConfig, state_dir: Path) -> NodeConfig:
     if not (roots.read or roots.write or roots.repositories):
         data = str(state_dir / "data")
         roots = RootsConfig(
-            read=[data], write=[data], repositories=[str(state_dir / "repositories")], stores=roots.stores
+            read=[data],
+            write=[data],
+            repositories=[str(state_dir / "repositories")],
+            stores=roots.stores,
+            platforms=roots.platforms,
         )
     return config.model_copy(
         update={

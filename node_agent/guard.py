@@ -73,6 +73,18 @@ class Guard:
             raise _refused(url, real, "repositories", self.roots.repositories)
         return str(real)
 
+    def platform(self, kind: str, addresses: Iterable[str]) -> None:
+        """RefusedError unless each address of the platform is among those that this node may log in to."""
+        for address in addresses:
+            place = f"{kind}:{address.strip().lower()}"
+            if not any(place == root or root == f"{kind}:" for root in self.roots.platforms):
+                allowed = ", ".join(self.roots.platforms) or "none"
+                raise RefusedError(
+                    f"{printable(place)} is not among the platforms that this node may use ({allowed}).",
+                    hint=f"Add “{printable(place)}” (or “{kind}:”, for all of the kind) to roots.platforms in this "
+                    "node's node.toml if it is meant to be allowed.",
+                )
+
     def repository_root(self, url: str) -> Path:
         """The root that allows the repository at ``url``: init makes folders below it, never the root itself."""
         self.repository(url)

@@ -18,9 +18,9 @@ from node_agent.protocol import Capabilities, Result, Roots
 from node_agent.repository.lock import LockHolder
 from node_agent.state import CA_FILE, NODE_FILE, TOKEN_FILE, Identity, State
 from node_agent.task_run import Run, RunOutlet
+from node_agent.tasks import sources
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.dispatch import VERBS, perform
-from node_agent.tasks.sources import DRIVERS
 from node_agent.tasks.staging import sweep
 from node_agent.worker import Worker
 
@@ -33,7 +33,7 @@ def capabilities(config: NodeConfig, identity_labels: list[str]) -> Capabilities
         hostname=platform.node(),
         system=_system(),
         kinds=list(VERBS),
-        drivers=sorted(DRIVERS),
+        drivers=sources.names(),
         labels=list(dict.fromkeys([*config.labels, *identity_labels])),
         roots=Roots(**config.roots.model_dump()),
         slots=config.slots,

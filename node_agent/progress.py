@@ -30,6 +30,17 @@ class Counters:
     done_files: int = 0
     left_out: int = 0
     current: str = ""  # printable name of what is at work
+    parts: tuple[tuple[str, int], ...] = ()  # name and size of each disk, in the order they are worked on
+    checks: tuple[tuple[str, bool, str, str], ...] = ()  # name, ok, detail, hint: of a connection test, so far
+
+    @property
+    def done_of_parts(self) -> list[int]:
+        """Bytes done of each part: one after the other they make up total_bytes."""
+        left, done = self.settled_bytes, []
+        for _name, size in self.parts:
+            done.append(min(left, size))
+            left -= done[-1]
+        return done
 
     @property
     def settled_bytes(self) -> int:
@@ -53,7 +64,7 @@ class Progress:
             for name, amount in amounts.items():
                 values[name] += amount
 
-    def set(self, **values: int | str) -> None:
+    def set(self, **values: Any) -> None:
         with self._lock:
             self._values.update(values)
 

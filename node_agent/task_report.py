@@ -11,6 +11,8 @@ from node_agent.protocol import (
     FailReport,
     LeftOut,
     Outcome,
+    PartProgress,
+    ProbeCheck,
     ProgressReport,
     Result,
 )
@@ -35,6 +37,13 @@ def progress_report(token: str, counters: Counters, rate: float, lines: TaskLog)
         left_out=counters.left_out,
         rate_bytes_s=round(rate, 1),
         current=counters.current[:4000],
+        parts=[
+            PartProgress(name=name[:300], total_bytes=size, done_bytes=done)
+            for (name, size), done in zip(counters.parts[:300], counters.done_of_parts[:300], strict=True)
+        ],
+        checks=[
+            ProbeCheck(name=name, ok=ok, detail=detail, hint=hint) for name, ok, detail, hint in counters.checks[:200]
+        ],
         log=lines.pending(),
     )
 

@@ -38,8 +38,10 @@ from node_agent.protocol import (
     DirectoriesWanted,
     Directory,
     FailReport,
+    FoundReport,
     LeaseClass,
     LeasedTask,
+    MachineFacts,
     ProgressReply,
     ProgressReport,
     ReleaseReport,
@@ -314,6 +316,10 @@ class RunOutlet:
     def send_directories(self, directories: list[Directory]) -> None:
         report = DirectoriesReport(token=self._token, directories=directories)
         self._run.persist(lambda: self._client.directories(self._id, report))
+
+    def found(self, machines: list[MachineFacts]) -> None:
+        report = FoundReport(token=self._token, machines=machines)
+        self._run.persist(lambda: self._client.found(self._id, report))
 
     def upload(self, offset: int, piece: bytes) -> None:
         self._run.persist(lambda: self._client.upload(self._id, self._token, offset, piece))

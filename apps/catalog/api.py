@@ -18,14 +18,14 @@ from rest_framework.response import Response
 from apps.catalog import browse
 from apps.catalog.models import CopyState, PointCopy, PointOutcome, RestorePoint
 from apps.errors import Conflict
-from apps.iam.api_fields import NoBody, ScopedField, ScopedSerializer, StrictSerializer
+from apps.iam.api_fields import NoBody, PlainObjectField, ScopedField, ScopedSerializer, StrictSerializer
 from apps.iam.api_http import LIMIT_DEFAULT, LIMIT_MOST, OFFSET_MOST, ApiFilters, whole_number
 from apps.iam.api_scope import ReadScopedViewSet
-from apps.inventory.models import Node
+from apps.inventory.models import Node, Platform
 from apps.jobs import requests
 from apps.jobs.api_job import long_work, start
 from apps.policies.models import Staging
-from node_agent.protocol import RestoreTarget
+from node_agent.protocol import MachineTarget, RestoreTarget
 
 CHOSEN_MOST = 1000
 PATH_LONGEST = 4096
@@ -102,13 +102,49 @@ class RestorePointFilters(ApiFilters):
         return queryset.filter(pk__in=PointCopy.objects.filter(state=state).values("point"))
 
 
+class MachineTargetSerializer(StrictSerializer):
+    """How a machine comes back. What is left out is as the restore point says."""
+
+    platform = ScopedField(
+        queryset=Platform.objects.all(), allow_null=True, default=None, help_text="null: where it came from."
+    )
+    name = serializers.CharField(
+        max_length=200, default="", allow_blank=True, help_text="Empty: its name with the time of the point."
+    )
+    host = serializers.CharField(max_length=300, default="", allow_blank=True, help_text="One of the platform's.")
+    storage = serializers.CharField(max_length=1000, default="", allow_blank=True, help_text="A folder, or a pool.")
+    networks = PlainObjectField(default=dict, help_text="By the network's name in the point: the one to use.")
+    new_identity = serializers.BooleanField(default=True, help_text="A new UUID and new MAC addresses.")
+    start = serializers.BooleanField(default=False, help_text="Start it when it is there.")
+
+    def validate_networks(self, networks: dict[str, Any]) -> dict[str, str]:
+        if len(networks) > 64 or not all(isinstance(value, str) for value in networks.values()):
+            raise serializers.ValidationError(_("It must name a network for each, for at most 64."))
+        return networks
+
+
 class TargetSerializer(StrictSerializer):
-    """Where it goes. ``path`` is a folder on the node (for a disk image the file); not needed in place."""
+    """Where it goes. ``path`` is a folder on the node (for a disk image the file); not needed in place, nor for a
+    machine."""
 
     path = serializers.CharField(max_length=PATH_LONGEST, required=False, default="", allow_blank=True)
     in_place = serializers.BooleanField(default=False)
     overwrite = serializers.ChoiceField(["never", "changed", "always"], default="never")
-    format = serializers.ChoiceField(["raw", "qcow2"], default="raw", help_text="Of a disk image.")
+    format = serializers.ChoiceField(
+        ["raw", "qcow2"],
+        default="",
+        allow_blank=True,
+        help_text="Of disks. Empty: raw for an image, as it was for a machine.",
+    )
+    machine = MachineTargetSerializer(required=False, help_text="For machines only.")
+
+
+def _wire(target: dict[str, Any]) -> dict[str, Any]:
+    machine = target.get("machine")
+    if machine is None:
+        return target
+    platform = machine["platform"]
+    return {**target, "machine": MachineTarget(**{**machine, "platform": platform.pk if platform else None})}
 
 
 class RestoreSerializer(StrictSerializer):
@@ -210,7 +246,7 @@ class RestorePointViewSet(ReadScopedViewSet):
         """Restores it, or some of it, as a job."""
         point = self.get_object()
         values = self.body(RestoreSerializer)
-        target = RestoreTarget(driver=point.workload.platform.kind, **values["target"])
+        target = RestoreTarget(driver=point.workload.platform.kind, **_wire(values["target"]))
         return start(
             request,
             lambda: requests.restore(

@@ -99,10 +99,16 @@ class EnrolmentCode(models.Model):
 class PlatformKind(models.TextChoices):
     FILES = "files", _("Files on a node")
     IMAGE = "image", _("Disk images on a node")
+    KVM = "kvm", _("KVM host")
+    RBD = "rbd", _("Ceph RBD")
+
+
+MACHINES = (PlatformKind.KVM, PlatformKind.RBD)  # kinds whose workloads are discovered; reached over the network
 
 
 class Platform(models.Model):
-    """A system that is protected. For files and image it is a place on one node."""
+    """A system that is protected. For files and image it is a place on one node; machines lie on a system that the
+    node logs in to: ``inventory.platforms`` knows what each kind is told, ``inventory.discovery`` what was found."""
 
     tenant_path: ClassVar[str] = "tenant"
     grant_path: ClassVar[str] = "pk"
@@ -112,6 +118,20 @@ class Platform(models.Model):
     kind = models.CharField(_("kind"), max_length=20, choices=PlatformKind.choices)
     name = models.CharField(_("name"), max_length=100)
     node = models.ForeignKey(Node, models.PROTECT, related_name="platforms", verbose_name=_("node"))
+    addresses = models.JSONField(_("addresses"), default=list, blank=True)
+    login = models.CharField(_("user"), max_length=100, blank=True)
+    options = models.JSONField(_("options"), default=dict, blank=True)
+    sealed = models.BinaryField(null=True, editable=False)  # the secrets, as one sealed JSON object
+    secret_names = models.JSONField(default=list, editable=False)
+    host_keys = models.JSONField(_("host keys"), default=dict, blank=True, editable=False)  # confirmed, by address
+    offered_keys = models.JSONField(default=dict, editable=False)  # met by the last test, by address
+    problem = models.CharField(_("problem"), max_length=500, blank=True, editable=False)
+    tested_at = models.DateTimeField(_("tested"), null=True, editable=False)
+    discover_every_hours = models.PositiveSmallIntegerField(
+        _("look for machines every (hours)"), default=6, help_text=_("0: only when asked.")
+    )
+    discovered_at = models.DateTimeField(_("looked for machines"), null=True, editable=False)
+    discovery_problem = models.CharField(max_length=500, blank=True, editable=False)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:
@@ -123,10 +143,16 @@ class Platform(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def holds_machines(self) -> bool:
+        return self.kind in MACHINES
+
 
 class Workload(models.Model):
     """One protected thing. ``source`` is what its driver needs: files ``{"paths": [...], "excludes": [...]}``,
-    image ``{"path": "/…", "format": "", "disk": "disk"}`` (validated by ``inventory.sources``)."""
+    image ``{"path": "/…", "format": "", "disk": "disk"}``, machines ``{"known_as": "…", "leave_out": [...], "freeze":
+    "try", "freeze_limit_s": 10}`` (validated by ``inventory.sources``). Machines are written by
+    ``inventory.discovery``: ``external_id`` is the platform's own and stays when they are renamed."""
 
     tenant_path: ClassVar[str] = "tenant"
     grant_path: ClassVar[str] = "pk"
@@ -136,6 +162,11 @@ class Workload(models.Model):
     platform = models.ForeignKey(Platform, models.PROTECT, related_name="workloads", verbose_name=_("platform"))
     name = models.CharField(_("name"), max_length=200)
     source = models.JSONField(_("source"), default=dict)
+    external_id = models.CharField(max_length=200, blank=True, editable=False)
+    facts = models.JSONField(default=dict, editable=False)  # protocol.MachineFacts, as it was seen last
+    seen_at = models.DateTimeField(_("seen"), null=True, editable=False)
+    seen_by = models.UUIDField(null=True, editable=False)  # the task that saw it last
+    gone_at = models.DateTimeField(_("gone since"), null=True, editable=False)
     excluded = models.BooleanField(_("excluded"), default=False)
     excluded_reason = models.CharField(_("reason"), max_length=300, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
@@ -145,10 +176,20 @@ class Workload(models.Model):
         verbose_name_plural = _("workloads")
         ordering = ["name"]
         permissions = [("operate_workload", _("Can back up, restore elsewhere and download"))]
-        constraints = [models.UniqueConstraint(fields=["tenant", "name"], name="workload_name_unique")]
+        constraints = [
+            models.UniqueConstraint(fields=["tenant", "name"], name="workload_name_unique"),
+            models.UniqueConstraint(
+                fields=["platform", "external_id"], condition=~models.Q(external_id=""), name="workload_machine_unique"
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def disk_bytes(self) -> int:
+        """How large a machine's disks are together, as far as they are protected."""
+        return sum(disk["size_bytes"] for disk in self.facts.get("disks", []) if not disk.get("why_left_out"))
 
 
 class DestinationKind(models.TextChoices):

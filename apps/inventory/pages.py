@@ -89,7 +89,7 @@ class ProtectForm(forms.Form):
     )
     kind = forms.ChoiceField(
         label=gettext_lazy("What"),
-        choices=PlatformKind.choices,
+        choices=[(kind.value, kind.label) for kind in (PlatformKind.FILES, PlatformKind.IMAGE)],
         initial=PlatformKind.FILES,
         widget=UnfoldAdminRadioSelectWidget,
     )

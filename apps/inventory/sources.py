@@ -13,13 +13,20 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from apps.errors import Invalid
-from apps.inventory.models import Node, PlatformKind
-from node_agent.protocol import BackupSource
+from apps.inventory.models import MACHINES, Node, PlatformKind, Workload
+from node_agent.protocol import BackupSource, MachineSource
 
 MAX_PATHS = 100
 MAX_EXCLUDES = 1000
 MAX_LENGTH = 4096
 FORMATS = ("", "raw", "qcow2")
+FREEZES = ("no", "try", "require")
+FREEZE_LIMIT_S = 10
+_FIELDS = {
+    PlatformKind.FILES: {"paths", "excludes", "one_file_system"},
+    PlatformKind.IMAGE: {"path", "format", "disk"},
+}
+MACHINE_FIELDS = {"known_as", "leave_out", "freeze", "freeze_limit_s"}
 
 
 class InvalidSource(Invalid):
@@ -36,11 +43,42 @@ def clean(kind: str, source: dict[str, Any]) -> dict[str, Any]:
     """The source in its stored form; raises InvalidSource. Unknown names are refused, so that typing errors show."""
     if not isinstance(source, dict):
         raise InvalidSource("source", _("The source must be an object."))
-    allowed = {"paths", "excludes", "one_file_system"} if kind == PlatformKind.FILES else {"path", "format", "disk"}
+    allowed = _FIELDS.get(kind, MACHINE_FIELDS)
     unknown = sorted(str(name) for name in set(source) - allowed)
     if unknown:
         raise InvalidSource(unknown[0], _("The source has no field “%(name)s”.") % {"name": unknown[0]})
+    if kind in MACHINES:
+        return _clean_machine(source)
     return _clean_files(source) if kind == PlatformKind.FILES else _clean_image(source)
+
+
+def paths_of(workload: Workload) -> list[str]:
+    """The paths on its node that a workload is read from; none of a machine."""
+    source = workload.source
+    return source.get("paths") or ([source["path"]] if "path" in source else [])
+
+
+def backup_source(workload: Workload) -> BackupSource:
+    """What a workload's backups read, in the words of the wire."""
+    kind, source = workload.platform.kind, workload.source
+    if kind not in MACHINES:
+        return as_backup_source(kind, source)
+    machine = MachineSource(
+        id=workload.external_id,
+        name=workload.name,
+        host=workload.facts.get("host", ""),
+        leave_out=source.get("leave_out", []),
+        freeze=source.get("freeze", "try"),
+        freeze_limit_s=source.get("freeze_limit_s", FREEZE_LIMIT_S),
+    )
+    return BackupSource(driver=kind, paths=[], machine=machine)
+
+
+def identity(workload: Workload) -> tuple[str, list[str]]:
+    """Host and paths of its snapshots. A machine's stay when it is renamed: else nothing could be built upon."""
+    if workload.platform.kind in MACHINES:
+        return workload.source["known_as"], [f"/{workload.platform.kind}/{workload.external_id}"]
+    return workload.name, backup_source(workload).paths
 
 
 def as_backup_source(kind: str, source: dict[str, Any]) -> BackupSource:
@@ -142,6 +180,22 @@ def _clean_image(source: dict[str, Any]) -> dict[str, Any]:
     if image_format not in FORMATS:
         raise InvalidSource("format", _("The format must be raw or qcow2, or empty to look."))
     return {"path": path, "format": image_format, "disk": disk}
+
+
+def _clean_machine(source: dict[str, Any]) -> dict[str, Any]:
+    known_as = source.get("known_as")
+    if not isinstance(known_as, str) or not known_as or len(known_as) > 200 or "\x00" in known_as:
+        raise InvalidSource("known_as", _("The name that its points bear is missing."))
+    freeze = source.get("freeze", "try")
+    if freeze not in FREEZES:
+        raise InvalidSource("freeze", _("It must be no, try or require."))
+    limit = source.get("freeze_limit_s", FREEZE_LIMIT_S)
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 600:
+        raise InvalidSource("freeze_limit_s", _("It must be a whole number of seconds from 1 to 600."))
+    left_out = sorted(set(_texts(source.get("leave_out"), "leave_out", MAX_PATHS)))
+    if any(not name or len(name) > 250 or "\x00" in name for name in left_out):
+        raise InvalidSource("leave_out", _("The disk's name is not usable."))
+    return {"known_as": known_as, "leave_out": left_out, "freeze": freeze, "freeze_limit_s": limit}
 
 
 def _texts(value: object, field: str, most: int) -> list[str]:

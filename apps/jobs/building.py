@@ -25,9 +25,10 @@ from apps.jobs.models import Job, JobKind, Task
 from apps.policies.assignment import rule_of
 from apps.policies.models import Policy, Staging
 from node_agent import protocol
-from node_agent.protocol import RepositoryAccess, RestoreTarget, TaskKind
+from node_agent.protocol import PlatformAccess, RepositoryAccess, RestoreTarget, TaskKind
 
 _NAMESPACE = uuid.UUID("6f0c6b1e-5b0f-5d0e-9a53-0d6b8a1d2c11")
+AT_LEASE = {"repository", "password", "repository_url", "options", "parent", "platform"}  # what is added then
 Made = tuple[Job, list[Task]]
 
 
@@ -46,14 +47,16 @@ def job(kind: JobKind, tenant_id: uuid.UUID, title: str, now: datetime, *, key: 
 
 def task(of: Job, ordinal: int, kind: TaskKind, spec: dict[str, Any], model: type[BaseModel], **facts: Any) -> Task:
     """A task row whose spec is a valid ``model`` but for what is added at the lease."""
-    secret = {}
+    secret: dict[str, Any] = {}
     if "repository" in model.model_fields and facts.get("repository") is not None:
         secret = {"repository": RepositoryAccess(repository=facts["repository"].pk, url="", password="")}
+    if model is protocol.DiscoverSpec:
+        secret["platform"] = PlatformAccess(kind="", addresses=[])
     checked = model.model_validate({**spec, **secret, "kind": kind})
     return Task(
         id=task_id(of, ordinal),
         kind=kind.value,
-        spec=checked.model_dump(mode="json", exclude={"repository", "password", "repository_url", "options", "parent"}),
+        spec=checked.model_dump(mode="json", exclude=AT_LEASE),
         **facts,
     )
 
@@ -117,7 +120,7 @@ def backup(
 
 def _staged_backup(made: Job, workload: Workload, policy: Policy, repository: Repository) -> list[Task]:
     staging = made.id.hex
-    source = sources.as_backup_source(workload.platform.kind, workload.source)
+    source = sources.backup_source(workload)
     spec = {"workload": workload.pk, "workload_name": workload.name, "source": source, "staging": staging}
     labels = [*on_node(workload.platform.node), f"driver:{source.driver}"]
     export = task(made, 0, TaskKind.EXPORT, spec, protocol.ExportSpec, requires=labels)
@@ -143,15 +146,16 @@ def _storing(
 
 
 def _backup_spec(made: Job, workload: Workload, policy: Policy, *, ordinal: int) -> dict[str, Any]:
-    source = sources.as_backup_source(workload.platform.kind, workload.source)
+    source = sources.backup_source(workload)
+    host, paths = sources.identity(workload)
     point = uuid.uuid5(made.id, "point")
     return {
         "workload": workload.pk,
         "workload_name": workload.name,
         "point": point,
         "source": source,
-        "host": workload.name,
-        "snapshot_paths": source.paths,
+        "host": host,
+        "snapshot_paths": paths,
         "tags": [f"brs.task={task_id(made, ordinal)}", f"brs.point={point}", f"brs.workload={workload.pk}"],
         "full": made.full,
         "send_directories": policy.list_files,
@@ -190,9 +194,10 @@ def restore(
         "include": chosen,
         "target": target,
         "verify": verify,
+        "machine_id": point.workload.external_id,
     }
     labels = [*on_node(node), f"driver:{target.driver}"]
-    gate = _target_gate(point.workload_id) if target.in_place else _target_gate(node.pk, target.path)
+    gate = _target_gate(point.workload_id) if target.in_place else _target_gate(*_place(node, target))
     reading = {"repository": repository, "shares": repository_gate(repository), "requires": labels}
     if staging != Staging.DISK:
         return made, [task(made, 0, TaskKind.RESTORE, spec, protocol.RestoreSpec, excludes=gate, **reading)]
@@ -201,6 +206,12 @@ def restore(
     place = task(made, 1, TaskKind.IMPORT, spec, protocol.RestoreSpec, requires=labels, excludes=gate)
     place.after, place.same_node = fetch, True
     return made, [fetch, place]
+
+
+def _place(node: Node, target: RestoreTarget) -> tuple[object, ...]:
+    if target.machine is not None:  # whichever node does it: what has this name on the platform
+        return target.machine.platform, target.machine.host, target.machine.name
+    return node.pk, target.path
 
 
 def download(
@@ -310,3 +321,23 @@ def probe_paths(title: str, platform: Platform, paths: Iterable[str], now: datet
         )
         for number, path in enumerate(paths)
     ]
+
+
+# --- platforms of machines ------------------------------------------------------------------------------
+
+
+def probe_platform(platform: Platform, now: datetime, **facts: Any) -> Made:
+    title = _("Test the platform %(name)s") % {"name": platform.name}
+    made = job(JobKind.PROBE, platform.tenant_id, title, now, platform=platform, **facts)
+    spec = {"driver": platform.kind, "path": ""}
+    return made, [task(made, 0, TaskKind.PROBE, spec, protocol.ProbeSpec, requires=_for_platform(platform))]
+
+
+def discover(platform: Platform, now: datetime, *, key: str | None = None, **facts: Any) -> Made:
+    title = _("Look for machines on %(name)s") % {"name": platform.name}
+    made = job(JobKind.DISCOVER, platform.tenant_id, title, now, key=key, platform=platform, **facts)
+    return made, [task(made, 0, TaskKind.DISCOVER, {}, protocol.DiscoverSpec, requires=_for_platform(platform))]
+
+
+def _for_platform(platform: Platform) -> list[str]:
+    return [*on_node(platform.node), f"driver:{platform.kind}"]

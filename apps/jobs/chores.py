@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from apps.catalog import protection
 from apps.iam import audit
-from apps.jobs import expiry, lease, maintenance, planner, spool
+from apps.jobs import discovery, expiry, lease, maintenance, planner, spool
 from apps.jobs import objectives as promises
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ def plan() -> None:
     expiry.put_back_stranded(now)
     if made:
         log.info("planned %s backups", made)
+    discovery.plan(now)
+    discovery.follow(now)
     if looked := maintenance.plan(now):
         log.info("planned %s jobs of maintenance", looked)
 

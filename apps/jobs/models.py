@@ -28,6 +28,7 @@ class JobKind(models.TextChoices):
     PRUNE = "prune", _("Reclaim space")
     INIT = "init", _("Prepare repository")
     PROBE = "probe", _("Connection test")
+    DISCOVER = "discover", _("Look for machines")
 
 
 class State(models.TextChoices):
@@ -51,6 +52,7 @@ class Trigger(models.TextChoices):
     MANUAL = "manual", _("By hand")
     SCHEDULE = "schedule", _("Schedule")
     RETENTION = "retention", _("Retention")
+    EVENT = "event", _("New machine")
     SYSTEM = "system", _("System")
 
 

@@ -34,7 +34,7 @@ from apps.catalog import browse
 from apps.errors import DomainError, Invalid, NotFound, TooLarge, Unavailable
 from apps.inventory import enrolment, node_auth
 from apps.inventory.models import Node, Repository
-from apps.jobs import lease, publish, spool
+from apps.jobs import discovered, lease, publish, spool
 from apps.jobs.wakeups import Wakeups
 from node_agent.protocol import (
     BODY_BYTES,
@@ -48,6 +48,7 @@ from node_agent.protocol import (
     DirectoriesWanted,
     EnrolRequest,
     FailReport,
+    FoundReport,
     LeaseReply,
     LeaseRequest,
     ProgressReport,
@@ -314,6 +315,11 @@ def _directories(node: Node, task_id: UUID, told: DirectoriesReport, _now: Any) 
     return Ack()
 
 
+def _found(node: Node, task_id: UUID, told: FoundReport, now: Any) -> Ack:
+    discovered.piece(lease.holding(node, task_id, told.token), told.machines, now)
+    return Ack()
+
+
 async def _upload(request: Request, _receive: Receive) -> Reply:
     offset = request.query.get("offset", [""])[0]
     if not offset.isdecimal() or len(offset) > 18:
@@ -341,5 +347,6 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", TASK + r"/release", _report(ReleaseReport, lease.release)),
     ("POST", TASK + r"/directories/wanted", _report(DirectoriesWanted, _wanted)),
     ("POST", TASK + r"/directories", _report(DirectoriesReport, _directories)),
+    ("POST", TASK + r"/found", _report(FoundReport, _found)),
     ("PUT", TASK + r"/upload", _upload),
 ]

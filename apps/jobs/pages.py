@@ -26,7 +26,8 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_scope import address
 from apps.inventory.models import Workload
-from apps.jobs import estimate, requests, restore_search
+from apps.jobs import estimate, machine_form, requests, restore_search
+from apps.jobs.machine_form import MachineTargetForm
 from apps.jobs.models import OPEN, Download, Job, JobKind, RestoreDraft, State
 from apps.jobs.restore_form import TargetForm, default_target, summary
 from apps.reports import timeline
@@ -63,6 +64,20 @@ def urls(site: UnfoldAdminSite) -> list[URLPattern]:
 
 def usable_copy(point: RestorePoint) -> PointCopy | None:
     return point.copies.filter(state=CopyState.PRESENT).order_by("created_at").first()
+
+
+def _disks(draft: RestoreDraft, copy: PointCopy | None) -> list[dict[str, Any]]:
+    """The disks of a machine's point; without a list of its files, those that the machine has now."""
+    found = browse.listing(copy, "/disks") if copy else None
+    if found is not None:
+        return [
+            {"path": item.path, "name": item.name.removesuffix(".raw"), "size": item.size} for item in found.entries
+        ]
+    return [
+        {"path": f"/disks/{disk['name']}.raw", "name": disk["name"], "size": disk["size_bytes"]}
+        for disk in draft.workload.facts.get("disks", [])
+        if not disk.get("why_left_out")
+    ]
 
 
 class Wizard:
@@ -171,6 +186,9 @@ class Wizard:
             mine.save()
             return self._to("target", mine)
         copy = usable_copy(mine.point)
+        if mine.workload.platform.holds_machines:
+            shown = {"disks": _disks(mine, copy), "choosing": bool(mine.chosen)}
+            return self._page(request, "brs/restore/disks.html", "files", mine, **shown)
         listing = browse.listing(copy, "/") if copy else None
         return self._page(
             request,
@@ -224,13 +242,16 @@ class Wizard:
         mine = self._draft(request, draft)
         if mine.point is None:
             return self._to("point", mine)
-        form = TargetForm(request.user, mine, request.POST if request.method == "POST" else None)
+        machines = mine.workload.platform.holds_machines
+        kind = MachineTargetForm if machines else TargetForm
+        form = kind(request.user, mine, request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             mine.node = form.cleaned_data["node"]
             mine.target = form.target()
             mine.save()
             return self._to("confirm", mine)
-        return self._page(request, "brs/restore/target.html", "target", mine, form=form, default=default_target(mine))
+        default = "" if machines else default_target(mine)
+        return self._page(request, "brs/restore/target.html", "target", mine, form=form, default=default)
 
     def confirm(self, request: HttpRequest, draft: UUID) -> HttpResponse:
         mine = self._draft(request, draft)
@@ -244,13 +265,14 @@ class Wizard:
                 error = refused
             else:
                 return HttpResponseRedirect(address(job))
+        lines = machine_form.summary(mine) if mine.target.get("machine") else summary(mine)
         return self._page(
             request,
             "brs/restore/confirm.html",
             "confirm",
             mine,
             error=error,
-            lines=[*summary(mine), estimate.sentence(mine)],
+            lines=[*lines, estimate.sentence(mine)],
             target=mine.target,
         )
 

@@ -45,6 +45,12 @@ class Stage:
         return max(0, min(99, round(100 * self.done_bytes / self.total_bytes))) if self.total_bytes else 0
 
     @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Of several disks, each with its bytes; of one disk the stage's own bar says it."""
+        parts: list[dict[str, Any]] = self.figures.get("parts") or []
+        return parts if len(parts) > 1 else []
+
+    @property
     def eta_s(self) -> float | None:
         if self.state not in ACTIVE or self.rate <= 0 or not self.total_bytes:
             return None
@@ -59,6 +65,7 @@ def word(key: str) -> str:
         "import": _("Import"),
         "verify": _("Verify"),
         "probe": _("Test"),
+        "discover": _("Look for machines"),
         "init": _("Prepare"),
         "download": _("Download"),
         "browse": _("Read list"),
@@ -109,7 +116,7 @@ def _stream_stage(task: Task, key: str) -> Stage:
     figures = dict(task.progress or {})
     if key == "export":
         read, total = int(figures.get("exported_bytes") or 0), int(figures.get("total_bytes") or 0)
-        figures |= {"done_bytes": read, "rate_bytes_s": 0, "current": figures.get("current", "")}
+        figures |= {"done_bytes": read, "rate_bytes_s": 0, "current": figures.get("current", ""), "parts": []}
         state = State.SUCCEEDED if total and read >= total else State.RUNNING
     else:
         figures, state = figures | {"current": ""}, State.RUNNING

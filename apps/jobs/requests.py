@@ -18,13 +18,13 @@ from apps.errors import Conflict, Invalid
 from apps.iam import access, audit
 from apps.iam.access import Right
 from apps.iam.models import User
-from apps.inventory import repositories
+from apps.inventory import repositories, sources
 from apps.inventory.models import Destination, Platform, Repository, RepositoryState, Workload
 from apps.jobs import building, expiry, lease, objectives
 from apps.jobs.models import OPEN, Job, JobKind, Task, Trigger
 from apps.jobs.restores import browse, copy_of, download, restore
 from apps.policies.assignment import policy_of
-from apps.policies.models import Policy
+from apps.policies.models import Policy, Staging
 from node_agent.protocol import RestoreTarget, TaskKind
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "cancel",
     "copy_of",
     "delete_point",
+    "discover",
     "download",
     "hold",
     "make_ready",
@@ -94,6 +95,19 @@ def refuse_unfit(workload: Workload, policy: Policy | None) -> None:
             _("No policy covers “%(name)s”, so there is no destination.") % name,
             hint=_("Assign a policy to it first."),
             code="no-policy",
+        )
+    if workload.gone_at is not None:
+        raise Conflict(
+            _("“%(name)s” is gone from %(platform)s.") % {"platform": workload.platform, **name},
+            hint=_("Look for machines again if it is back, or exclude it."),
+            code="gone",
+        )
+    if workload.platform.holds_machines and policy.staging == Staging.DISK:
+        raise Conflict(
+            _("Machines are stored while they are read; the policy “%(policy)s” copies to the node first.")
+            % {"policy": policy},
+            hint=_("Set “How” in the policy to “Store while reading”, or choose another policy."),
+            code="no-staging",
         )
     node = workload.platform.node
     if not policy.destination.nodes.filter(pk=node.pk).exists():
@@ -165,7 +179,10 @@ def test_destination(user: User, destination: Destination) -> Job:
 def test_platform(user: User, platform: Platform) -> Job:
     """Looks at the paths of its workloads, or, without any, at the folders its node may read."""
     access.require(user, Right.OPERATE, platform)
-    paths = [path for workload in platform.workloads.order_by("name") for path in _source_paths(workload)]
+    if platform.holds_machines:
+        made, tasks = building.probe_platform(platform, timezone.now(), requested_by=user)
+        return _start(user, "platform.tested", platform, made, tasks)
+    paths = [path for workload in platform.workloads.order_by("name") for path in sources.paths_of(workload)]
     paths = list(dict.fromkeys(paths)) or list(platform.node.roots.get("read", []))
     if not paths:
         raise Conflict(
@@ -177,23 +194,37 @@ def test_platform(user: User, platform: Platform) -> Job:
     return _start(user, "platform.tested", platform, made, tasks)
 
 
+def discover(user: User, platform: Platform) -> Job:
+    """Look for machines now."""
+    access.require(user, Right.OPERATE, platform)
+    if not platform.holds_machines:
+        raise Invalid(_("On a platform of this kind nothing is looked for; what it holds is added by hand."))
+    with transaction.atomic():
+        Platform.objects.select_for_update(no_key=True, of=("self",)).get(pk=platform.pk)
+        if Job.objects.filter(platform=platform, kind=JobKind.DISCOVER, state__in=OPEN).exists():
+            raise Conflict(
+                _("Machines are being looked for already."), hint=_("Watch it on its job page."), code="already-running"
+            )
+        made, tasks = building.discover(platform, timezone.now(), requested_by=user)
+        return _start(user, "platform.discovery-requested", platform, made, tasks)
+
+
 def probe_workload(user: User, workload: Workload) -> Job:
-    """Looks whether the node can read the source."""
+    """Looks whether the node can read the source; of a machine, whether its platform can be used."""
     access.require(user, Right.OPERATE, workload)
+    if workload.platform.holds_machines:
+        made, tasks = building.probe_platform(workload.platform, timezone.now(), workload=workload, requested_by=user)
+        return _start(user, "workload.tested", workload, made, tasks)
     title = _("Test the source of %(name)s") % {"name": workload.name}
     made, tasks = building.probe_paths(
         title,
         workload.platform,
-        _source_paths(workload)[:PROBES],
+        sources.paths_of(workload)[:PROBES],
         timezone.now(),
         workload=workload,
         requested_by=user,
     )
     return _start(user, "workload.tested", workload, made, tasks)
-
-
-def _source_paths(workload: Workload) -> list[str]:
-    return workload.source.get("paths") or [workload.source["path"]]
 
 
 # --- jobs -------------------------------------------------------------------------------------------------
@@ -237,6 +268,8 @@ def _again(user: User, job: Job) -> Job:
         return _prepare(user, repository)
     if job.kind == JobKind.PROBE:
         return _probe_again(user, job)
+    if job.kind == JobKind.DISCOVER and job.platform:
+        return discover(user, job.platform)
     if point is not None and first is not None:
         ways: dict[str, Callable[[], Job]] = {
             JobKind.RESTORE: lambda: _restore_again(user, point, first),
@@ -273,7 +306,9 @@ def _probe_again(user: User, job: Job) -> Job:
 def _restore_again(user: User, point: RestorePoint, first: Task) -> Job:
     staging = "disk" if first.kind == TaskKind.FETCH else "stream"
     label = next((str(one) for one in first.requires if str(one).startswith("node:")), "")
-    node = access.fetch(user, type(point.workload.platform.node), label.removeprefix("node:")) if label else None
+    node = None  # a machine's follows from its platform
+    if label and not point.workload.platform.holds_machines:
+        node = access.fetch(user, type(point.workload.platform.node), label.removeprefix("node:"))
     return restore(
         user,
         point,

@@ -23,7 +23,7 @@ from apps.iam.access import Right
 from apps.iam.models import User
 from apps.inventory import presence, sources
 from apps.inventory.models import Node, PlatformKind, Workload
-from apps.jobs import building, lease
+from apps.jobs import building, lease, machine_restores
 from apps.jobs.models import OPEN, Download, Job, JobKind
 from node_agent.protocol import RestoreTarget
 
@@ -47,12 +47,23 @@ def restore(
     access.require(user, Right.VIEW, point)
     copy = copy_of(point)
     wanted = _clean_chosen(copy, chosen)
-    place = _clean_target(point, target)
-    there = _node(user, point, copy, node, place)
-    access.require(user, _right(point, place, there), point)
+    _require_driver(point, target)
     if staging not in {"stream", "disk"}:
         raise Invalid(_("The staging must be stream or disk."))
-    sources.require_roots(there, "write", _source_paths(point.workload) if place.in_place else [place.path])
+    if point.workload.platform.holds_machines:
+        place, platform = machine_restores.clean(user, point, target)
+        access.require(user, machine_restores.right(place), point)
+        there = machine_restores.node_of(platform, copy)
+        if verify or staging == "disk":
+            raise Invalid(
+                _("A machine is written straight to its platform: neither staged nor read back."),
+                hint=_("Leave both off; what is written is proven before."),
+            )
+    else:
+        place = _clean_target(point, target)
+        there = _node(user, point, copy, node, place)
+        access.require(user, _right(point, place, there), point)
+        sources.require_roots(there, "write", sources.paths_of(point.workload) if place.in_place else [place.path])
     with transaction.atomic():
         _must_stay(point)
         made, tasks = building.restore(
@@ -169,13 +180,18 @@ def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
     return folders
 
 
-def _clean_target(point: RestorePoint, target: RestoreTarget) -> RestoreTarget:
+def _require_driver(point: RestorePoint, target: RestoreTarget) -> None:
     kind = point.workload.platform.kind
     if target.driver != kind:
         raise Invalid(
             _("This point is restored with the driver “%(kind)s”, not “%(driver)s”.")
             % {"kind": kind, "driver": target.driver}
         )
+
+
+def _clean_target(point: RestorePoint, target: RestoreTarget) -> RestoreTarget:
+    kind = point.workload.platform.kind
+    target = target.model_copy(update={"format": target.format or "raw", "machine": None})
     if kind == PlatformKind.IMAGE and target.format not in {"raw", "qcow2"}:
         raise Invalid(_("The format must be raw or qcow2."))
     if not target.in_place:
@@ -235,7 +251,7 @@ def _landing(point: RestorePoint, target: RestoreTarget) -> list[str]:
     """The paths that would be written: files land below the target under their whole path."""
     if target.in_place or point.workload.platform.kind == PlatformKind.IMAGE:
         return [target.path]
-    return [sources.clean_path(target.path + "/" + path) for path in _source_paths(point.workload)]
+    return [sources.clean_path(target.path + "/" + path) for path in sources.paths_of(point.workload)]
 
 
 def _right(point: RestorePoint, target: RestoreTarget, node: Node) -> Right:
@@ -244,7 +260,7 @@ def _right(point: RestorePoint, target: RestoreTarget, node: Node) -> Right:
         return Right.RESTORE_IN_PLACE
     written = [*_landing(point, target), target.path]
     for workload in Workload.objects.filter(platform__node=node).select_related("platform"):
-        if any(_touches(written, path, workload.platform.kind) for path in _source_paths(workload)):
+        if any(_touches(written, path, workload.platform.kind) for path in sources.paths_of(workload)):
             if workload.tenant_id != point.tenant_id:
                 raise Conflict(
                     _("The target overlaps data that somebody else protects on this node."),
@@ -261,7 +277,3 @@ def _touches(written: list[str], protected: str, kind: str) -> bool:
         return True
     # A folder as an image's target: the file that is made in it may be the protected one.
     return kind == PlatformKind.IMAGE and posixpath.dirname(protected) == target
-
-
-def _source_paths(workload: Workload) -> list[str]:
-    return workload.source.get("paths") or [workload.source["path"]]

@@ -15,12 +15,13 @@ from django.utils.translation import ngettext
 from apps.catalog import ingest
 from apps.errors import Invalid
 from apps.inventory.models import Destination, Repository, RepositoryState
-from apps.jobs import publish, spool
+from apps.jobs import discovered, publish, spool
 from apps.jobs.faults import Fault
 from apps.jobs.models import Job, State, Task
 from node_agent.protocol import (
     BackupResult,
     CompleteReport,
+    DiscoverResult,
     DoneResult,
     DownloadResult,
     ExportResult,
@@ -37,6 +38,7 @@ from node_agent.protocol import (
 
 FITS: dict[TaskKind, type] = {
     TaskKind.PROBE: ProbeResult,
+    TaskKind.DISCOVER: DiscoverResult,
     TaskKind.INIT: InitResult,
     TaskKind.BACKUP: BackupResult,
     TaskKind.EXPORT: ExportResult,
@@ -79,6 +81,8 @@ def record(job: Job, task: Task, report: CompleteReport, now: datetime) -> Fault
         _prune(task, result, now)
     elif isinstance(result, ProbeResult):
         return _probe(job, result, now)
+    elif isinstance(result, DiscoverResult):
+        return discovered.completed(job, task, result, now)
     elif isinstance(result, DownloadResult):
         spool.finish(task, result, now)
     return None
@@ -148,6 +152,9 @@ def _probe(job: Job, result: ProbeResult, now: datetime) -> Fault | None:
             facts |= {"total_bytes": result.total_bytes, "free_bytes": result.free_bytes}
         Destination.objects.filter(pk=job.destination_id).update(**facts)
         publish.nudge(job.tenant_id, "destinations")
+    elif job.platform is not None and job.platform.holds_machines:
+        discovered.tested(job.platform, problem, result.host_keys, now)
+        publish.nudge(job.tenant_id, "platforms")
     if not bad:
         return None
     return Fault("probe-failed", problem, next((check.hint for check in bad if check.hint), ""))
@@ -159,5 +166,7 @@ def came_to_nothing(task: Task, fault: Fault, now: datetime) -> None:
         Repository.objects.filter(pk=task.repository_id, state=RepositoryState.NEW).update(problem=fault.message[:500])
     elif task.kind == TaskKind.PROBE and task.job.destination_id is not None:
         Destination.objects.filter(pk=task.job.destination_id).update(tested_at=now, problem=fault.message[:500])
+    elif task.kind in (TaskKind.PROBE, TaskKind.DISCOVER) and task.job.platform_id is not None:
+        discovered.failed(task.job.platform_id, TaskKind(task.kind), fault, now)
     elif task.kind == TaskKind.FORGET and task.repository is not None:
         ingest.give_back(task.repository, task.spec.get("snapshot_ids", []), fault.message, now=now)

@@ -21,10 +21,10 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import Empty, ScopedForm, ScopedInline, Verb
-from apps.inventory.models import Workload
+from apps.inventory.models import MACHINES, Platform, Workload
 from apps.jobs import expiry, objectives, requests
-from apps.policies import schedule
-from apps.policies.models import Policy, Schedule, Staging
+from apps.policies import rules, schedule
+from apps.policies.models import AssignmentRule, Policy, Schedule, Staging
 
 COVERED = 12
 
@@ -59,6 +59,30 @@ class ScheduleInline(ScopedInline):
         if one._state.adding or not one.enabled or not one.policy.enabled:
             return "–"
         return look.ago(schedule.next_run(one.cron, one.policy.time_zone, timezone.now()))
+
+
+class RuleForm(ScopedForm):
+    class Meta:
+        model = AssignmentRule
+        fields = ["by", "pattern"]
+
+
+class RuleInline(ScopedInline):
+    """Rules reach for all machines of the tenant, so it takes the right to configure all of it."""
+
+    model = AssignmentRule
+    form = RuleForm
+    fields: ClassVar = ["by", "pattern"]
+    verbose_name_plural = gettext_lazy("Which machines, by themselves")
+
+    def _may(self, request: HttpRequest, obj: Any, right: Right) -> bool:
+        if obj is None or obj._state.adding or right is Right.VIEW:
+            return super()._may(request, obj, right)
+        return access.can(request.user, right, obj.tenant)
+
+
+def _has_machines(request: HttpRequest) -> bool:
+    return access.visible(request.user, Platform).filter(kind__in=MACHINES).exists()
 
 
 class PolicyForm(ScopedForm):
@@ -160,6 +184,14 @@ class PolicyAdmin(GrantedAdmin):
         ),
     }
 
+    def get_inlines(self, request: HttpRequest, obj: Any) -> list[Any]:
+        """Rules only where there are machines that they could match."""
+        return [*super().get_inlines(request, obj), *([RuleInline] if _has_machines(request) else [])]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        sets = super().get_fieldsets(request, obj)
+        return [*sets, (_("Machines"), {"fields": ("backup_new",)})] if _has_machines(request) else sets
+
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).annotate(covered=Count("assignments")).prefetch_related("schedules")
 
@@ -175,10 +207,22 @@ class PolicyAdmin(GrantedAdmin):
     def save_related(self, request: HttpRequest, form: forms.Form, formsets: Any, change: bool) -> None:
         super().save_related(request, form, formsets, change)
         objectives.refresh_policy(form.instance)
+        objectives.refresh(rules.apply(form.instance.tenant))
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> Any:
+        home = access.tenants(request.user, Right.CONFIGURE).first()
+        extra = {"with_rules": _has_machines(request), "home": home.pk if home else "", **(extra_context or {})}
+        return super().add_view(request, form_url, extra)
 
     def page_context(self, request: HttpRequest, obj: Policy) -> dict[str, Any]:
         covered = access.visible(request.user, Workload).filter(assignment__policy=obj).select_related("protection")
-        return {"covered": covered[:COVERED], "covered_count": covered.count(), "subtitle": str(obj.destination)}
+        return {
+            "covered": covered[:COVERED],
+            "covered_count": covered.count(),
+            "with_rules": _has_machines(request),
+            "home": obj.tenant_id,
+            "subtitle": str(obj.destination),
+        }
 
     @display(description=gettext_lazy("when"))
     def when(self, policy: Policy) -> str:

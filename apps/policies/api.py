@@ -26,11 +26,12 @@ from apps.inventory.models import Workload
 from apps.jobs import objectives, requests
 from apps.jobs.api_job import JobSerializer
 from apps.jobs.models import Job
-from apps.policies import retention, schedule
+from apps.policies import retention, rules, schedule
 from apps.policies.assignment import retention_of, rule_of
-from apps.policies.models import Policy, Schedule
+from apps.policies.models import AssignmentRule, Policy, RuleBy, Schedule
 
 SCHEDULES_MOST = 20
+RULES_MOST = 50
 KEEP_MOST = 100_000
 SIMULATED_MOST = 100  # workloads in one simulation
 KEEPS = ("last", "hourly", "daily", "weekly", "monthly", "yearly", "within_days")
@@ -59,8 +60,22 @@ class ScheduleSerializer(ScopedSerializer):
         super()._refuse_strange({name: data[name] for name in data if name not in {"description", "next_run"}})
 
 
+class RuleSerializer(ScopedSerializer):
+    """Discovered machines that it covers by itself; ``pattern`` may hold * and ?."""
+
+    class Meta:
+        model = AssignmentRule
+        fields = ("by", "pattern")
+
+
 class PolicySerializer(ScopedSerializer):
     schedules = ScheduleSerializer(many=True, required=False, max_length=SCHEDULES_MOST)
+    rules = RuleSerializer(
+        many=True,
+        required=False,
+        max_length=RULES_MOST,
+        help_text="Changing them takes the right to configure all of the tenant.",
+    )
     workloads = serializers.SerializerMethodField(help_text="How many it covers.")
 
     class Meta:
@@ -79,7 +94,9 @@ class PolicySerializer(ScopedSerializer):
             "list_files",
             "bandwidth_mib_s",
             *(f"keep_{name}" for name in KEEPS),
+            "backup_new",
             "schedules",
+            "rules",
             "workloads",
             "created_at",
         )
@@ -106,17 +123,26 @@ class PolicySerializer(ScopedSerializer):
         return attrs
 
     def create(self, validated_data: dict[str, Any]) -> Policy:
-        schedules = validated_data.pop("schedules", [])
+        schedules, rules = validated_data.pop("schedules", []), validated_data.pop("rules", [])
         policy: Policy = super().create(validated_data)
         self._keep(policy, schedules)
+        self._keep_rules(policy, rules)
         return policy
 
     def update(self, instance: Policy, validated_data: dict[str, Any]) -> Policy:
-        schedules = validated_data.pop("schedules", None)
+        schedules, rules = validated_data.pop("schedules", None), validated_data.pop("rules", None)
         policy: Policy = super().update(instance, validated_data)
         if schedules is not None:
             self._keep(policy, schedules)
+        if rules is not None:
+            self._keep_rules(policy, rules)
         return policy
+
+    def _keep_rules(self, policy: Policy, wanted: list[dict[str, Any]]) -> None:
+        """Makes the policy's rules those of the body, at most each once."""
+        told = list(dict.fromkeys((row.get("by", RuleBy.NAME), row["pattern"].strip()) for row in wanted))
+        rules.keep(self.context["request"].user, policy, told)
+        policy._prefetched_objects_cache = {}
 
     def _keep(self, policy: Policy, wanted: list[dict[str, Any]]) -> None:
         """Makes the policy's schedules those of the body. Known ids stay, and with them the planner's cursor."""
@@ -145,6 +171,25 @@ class SimulationSerializer(StrictSerializer):
     keep_monthly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
     keep_yearly = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
     keep_within_days = serializers.IntegerField(required=False, min_value=0, max_value=KEEP_MOST)
+
+
+class MatchesSerializer(StrictSerializer):
+    """Rules to try; left out: the policy's own."""
+
+    rules = RuleSerializer(many=True, required=False, max_length=RULES_MOST)
+
+
+class MatchSerializer(serializers.Serializer):
+    workload = serializers.UUIDField()
+    name = serializers.CharField()
+    policy = serializers.UUIDField(allow_null=True, help_text="That covers it now.")
+    policy_name = serializers.CharField(allow_null=True)
+    by_hand = serializers.BooleanField(help_text="A person assigned it: no rule changes that.")
+
+
+class MatchesAnswerSerializer(serializers.Serializer):
+    count = serializers.IntegerField()
+    matches = MatchSerializer(many=True, help_text=f"The first {rules.SHOWN}.")
 
 
 class SimulatedPointSerializer(serializers.Serializer):
@@ -179,7 +224,7 @@ class StartedSerializer(serializers.Serializer):
 class PolicyViewSet(WriteScopedViewSet):
     """Policies: when backups run, where they go, how long they stay. Nested schedules replace those there are."""
 
-    queryset = Policy.objects.annotate(covered=Count("assignments")).prefetch_related("schedules__policy")
+    queryset = Policy.objects.annotate(covered=Count("assignments")).prefetch_related("schedules__policy", "rules")
     serializer_class = PolicySerializer
     filterset_fields = ("tenant", "enabled", "destination", "name")
     search_fields = ("name",)
@@ -188,9 +233,10 @@ class PolicyViewSet(WriteScopedViewSet):
 
     def after_write(self, row: Policy) -> None:
         objectives.refresh_policy(row)
+        objectives.refresh(rules.apply(row.tenant))
 
     def picture(self, row: Policy) -> dict[str, Any]:
-        return {**audit.snapshot(row), "schedules": rule_of(row)["schedules"]}
+        return {**audit.snapshot(row), "schedules": rule_of(row)["schedules"], "rules": rules.told(row)}
 
     def perform_destroy(self, instance: Policy) -> None:
         access.require(self.request.user, Right.DELETE, instance)
@@ -227,6 +273,17 @@ class PolicyViewSet(WriteScopedViewSet):
     def _started(self, jobs: list[Job], refused: list[dict[str, Any]]) -> Response:
         answer = StartedSerializer({"jobs": jobs, "refused": refused}, context=self.get_serializer_context())
         return Response(answer.data, status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=MatchesSerializer, responses=MatchesAnswerSerializer)
+    @action(detail=True, methods=["post"])
+    def matches(self, request: Request, pk: str) -> Response:
+        """Which discovered machines rules match now. Nothing is changed."""
+        policy = self.get_object()
+        values = self.body(MatchesSerializer)
+        tried = values.get("rules")
+        told = [(row.get("by", RuleBy.NAME), row["pattern"]) for row in tried] if tried is not None else None
+        found = rules.preview(request.user, policy.tenant, told if told is not None else rules.told(policy))
+        return Response(MatchesAnswerSerializer({"count": len(found), "matches": found[: rules.SHOWN]}).data)
 
     @extend_schema(request=SimulationSerializer, responses=SimulationAnswerSerializer)
     @action(detail=True, methods=["post"])

@@ -40,11 +40,12 @@ def assign(user: User, workloads: Iterable[Workload], policy: Policy | None) -> 
 def _set(user: User, workload: Workload, policy: Policy | None) -> bool:
     before = Assignment.objects.filter(workload=workload).select_related("policy").first()
     if (before.policy_id if before else None) == (policy.pk if policy else None):
+        Assignment.objects.filter(workload=workload).update(by_rule=False)  # a person has said it
         return False
     if policy is None:
         Assignment.objects.filter(workload=workload).delete()
     else:
-        Assignment.objects.update_or_create(workload=workload, defaults={"policy": policy})
+        Assignment.objects.update_or_create(workload=workload, defaults={"policy": policy, "by_rule": False})
     change = [str(before.policy) if before else None, str(policy) if policy else None]
     audit.record(user, "policy.assigned", workload, tenant=workload.tenant, detail={"policy": change})
     return True

@@ -49,6 +49,11 @@ class Policy(models.Model):
         validators=[MaxValueValidator(100_000)],
         help_text=_("The most that a backup writes to the destination, averaged over its run; 0: no limit."),
     )
+    backup_new = models.BooleanField(
+        _("back up new machines at once"),
+        default=False,
+        help_text=_("A machine that a rule brings here and that has no backup yet gets its first one right away."),
+    )
     keep_last = models.PositiveIntegerField(_("last"), default=7)
     keep_hourly = models.PositiveIntegerField(_("hourly"), default=0)
     keep_daily = models.PositiveIntegerField(_("daily"), default=14)
@@ -99,14 +104,44 @@ class Schedule(models.Model):
         return f"{self.get_mode_display()}: {self.cron}"
 
 
+class RuleBy(models.TextChoices):
+    TAG = "tag", _("Tag")
+    NAME = "name", _("Name")
+    PROJECT = "project", _("Project")
+
+
+class AssignmentRule(models.Model):
+    """Discovered machines that a policy covers by itself. ``policies.matching`` decides, ``policies.rules`` acts."""
+
+    tenant_path: ClassVar[str] = "policy__tenant"
+    grant_path: ClassVar[str] = "policy"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    policy = models.ForeignKey(Policy, models.CASCADE, related_name="rules", verbose_name=_("policy"))
+    by = models.CharField(_("by"), max_length=10, choices=RuleBy.choices, default=RuleBy.NAME)
+    pattern = models.CharField(
+        _("matches"), max_length=200, help_text=_("* stands for anything, ? for one character; case does not matter.")
+    )
+
+    class Meta:
+        verbose_name = _("rule")
+        verbose_name_plural = _("rules")
+        ordering = ["by", "pattern"]
+        constraints = [models.UniqueConstraint(fields=["policy", "by", "pattern"], name="rule_once")]
+
+    def __str__(self) -> str:
+        return f"{self.get_by_display()}: {self.pattern}"
+
+
 class Assignment(models.Model):
-    """Which policy covers a workload: one at most. Written by ``policies.assignment``."""
+    """Which policy covers a workload: one at most. Written by ``policies.assignment`` and ``policies.rules``."""
 
     tenant_path: ClassVar[str] = "policy__tenant"
     grant_path: ClassVar[str] = "workload"
 
     workload = models.OneToOneField(Workload, models.CASCADE, related_name="assignment", verbose_name=_("workload"))
     policy = models.ForeignKey(Policy, models.CASCADE, related_name="assignments", verbose_name=_("policy"))
+    by_rule = models.BooleanField(default=False)  # then a rule may also change it, or take it away
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:

@@ -14,10 +14,13 @@ from django.utils.translation import gettext as _
 from unfold.sites import UnfoldAdminSite
 
 from apps.errors import DomainError
-from apps.policies import retention, schedule
+from apps.iam import access
+from apps.iam.models import Tenant
+from apps.policies import retention, rules, schedule
 
 RULE_FIELDS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 RUNS_MAX = 1500
+RULES_MAX = 50
 DAYS = 420
 SHOWN_DAYS = 371  # 53 weeks
 
@@ -25,6 +28,7 @@ SHOWN_DAYS = 371  # 53 weeks
 def urls(site: UnfoldAdminSite) -> list[URLPattern]:
     return [
         path("policies/simulate/", site.admin_view(simulate), name="policy_simulate"),
+        path("policies/matches/", site.admin_view(matches), name="policy_matches"),
         path("policies/when/", site.admin_view(when), name="policy_when"),
     ]
 
@@ -105,3 +109,14 @@ def when(request: HttpRequest) -> HttpResponse:
     except (ValueError, TypeError):
         context = {"error": _("This is no valid schedule.")}
     return TemplateResponse(request, "brs/when.html", context)
+
+
+def matches(request: HttpRequest) -> HttpResponse:
+    """A fragment: the machines that the rules typed so far match, in the tenant of the policy."""
+    tenant = access.fetch(request.user, Tenant, request.GET.get("tenant", ""))
+    wanted = []
+    for key, pattern in request.GET.items():
+        if key.endswith("-pattern") and pattern.strip():
+            wanted.append((request.GET.get(f"{key.removesuffix('pattern')}by", ""), pattern))
+    found = rules.preview(request.user, tenant, wanted[:RULES_MAX])
+    return TemplateResponse(request, "brs/matches.html", {"found": found[: rules.SHOWN], "count": len(found)})

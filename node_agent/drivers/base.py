@@ -11,6 +11,9 @@ A driver knows one kind of source on this node. It knows no repository, no serve
 * ``probe`` never raises for a bad path: it says what is wrong and what to do, in plain words.
 
 What ``open`` yields is one of three shapes: a :class:`FileTree`, a :class:`Disk` or a :class:`Machine`.
+
+Machines lie on a *platform* that is reached over the network, with an access that came with the task: see
+:class:`MachinePlatform`. The same promises hold there; the guard is asked by the task, before the platform is made.
 """
 
 from __future__ import annotations
@@ -127,6 +130,7 @@ class Machine:
     instant: float  # seconds since the epoch, by this node's monotonic-corrected clock
     acknowledge: Callable[[], None]
     left_out: Sequence[Issue] = ()
+    notes: Sequence[Issue] = ()  # worth telling, such as why everything is read; nothing is missing
 
 
 class Driver(ABC):
@@ -142,3 +146,120 @@ class Driver(ABC):
     @abstractmethod
     def probe(self, path: str) -> list[Finding]:
         """Whether ``path`` could be protected right now."""
+
+
+# --- platforms that machines lie on ---
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDisk:
+    """``why_left_out``: empty for a disk that is protected."""
+
+    name: str
+    size: int
+    format: str = ""
+    why_left_out: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMachine:
+    """One machine as it is now. ``id`` stays, whatever the machine is called: a VM's UUID, or fsid/pool/image id."""
+
+    id: str
+    name: str
+    state: str  # "running", "stopped", "paused", or the platform's own word
+    disks: Sequence[FoundDisk] = ()
+    tags: Sequence[str] = ()
+    project: str = ""
+    host: str = ""  # of several: the address of the one it lies on
+    summary: Mapping[str, str] = field(default_factory=dict)  # few, short, for people
+
+
+class Freeze(StrEnum):
+    """Whether the guest's file systems are frozen for the instant of the snapshot."""
+
+    NO = "no"
+    TRY = "try"  # without an agent the point is crash-consistent, and says so
+    REQUIRE = "require"  # without an agent there is no backup
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRequest:
+    """What a backup of one machine is to do. ``mark``: 8 hex digits of whose backups these are (the repository);
+    what they leave on the platform bears it, and what bears another one is never touched."""
+
+    id: str
+    name: str
+    mark: str
+    host: str = ""
+    leave_out: frozenset[str] = frozenset()  # names of disks that the user does not want
+    freeze: Freeze = Freeze.TRY
+    freeze_limit_s: int = 10
+    before: str = ""  # commands, run where the driver says
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOrder:
+    """How a machine comes back; empty values keep what the point says. ``networks`` maps names of networks to those to
+    use. ``overwrite`` allows replacing what has this name; ``new_identity`` gives a new UUID and new MAC addresses."""
+
+    id: str  # of the machine that was backed up
+    name: str = ""
+    host: str = ""
+    storage: str = ""  # folder or pool
+    format: str = ""  # raw, qcow2
+    disks: Sequence[str] = ()  # those that come back
+    networks: Mapping[str, str] = field(default_factory=dict)
+    new_identity: bool = True
+    start: bool = False
+    overwrite: bool = False
+
+
+class DiskReader(Protocol):
+    """A disk out of the repository. Quickest when it is read on from where the last read ended."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """``what``: what there is now, in words ("web01 on kvm1, running"). ``notes``: what is not as it was ordered."""
+
+    what: str
+    notes: Sequence[str] = ()
+
+
+class MachinePlatform(ABC):
+    """One platform, reached with the access that it was made with. Opens no connection before it is asked something."""
+
+    @abstractmethod
+    def host_keys(self) -> Mapping[str, str]:
+        """By address, the key that each host shows now (``ssh-ed25519 AAAA…``), asked without logging in; empty for a
+        platform that proves itself otherwise."""
+
+    @abstractmethod
+    def probe(self) -> Iterator[Finding]:
+        """A connection test, check by check as they are made. Never raises for what is wrong: it says so."""
+
+    @abstractmethod
+    def discover(self) -> Iterator[FoundMachine | Issue]:
+        """What there is. An issue for a host that could not be asked: its machines are then not known to be gone."""
+
+    @abstractmethod
+    def open(self, wanted: MachineRequest, previous: Previous | None) -> AbstractContextManager[Machine]:
+        """``previous``: what may be built upon; None: everything is read. SourceMissing when the machine is gone."""
+
+    @abstractmethod
+    def restore(
+        self,
+        order: ImportOrder,
+        metadata: Mapping[str, bytes],
+        disks: Mapping[str, DiskReader],
+        tick: Callable[[str, int], None],
+    ) -> Restored:
+        """Bring a machine back. The order is checked before anything is made: TargetExists, TargetFull, TargetError.
+        An error takes away what was made, and nothing else. ``tick`` is told of each step's disk and bytes, and raises
+        what stops the run."""

@@ -23,11 +23,13 @@ Both sides import this module, so that they cannot drift. Rules of the wire:
     POST tasks/<id>/directories/wanted DirectoriesWanted  -> DirectoriesMissing
     POST tasks/<id>/directories       DirectoriesReport   -> Ack
     PUT  tasks/<id>/upload?offset=N   bytes, <= PIECE_BYTES -> Ack
+    POST tasks/<id>/found             FoundReport         -> Ack
     POST token                        TokenRequest        -> TokenReply      (rotation)
 """
 
 from __future__ import annotations
 
+from node_agent.protocol.host_keys import fingerprint
 from node_agent.protocol.kinds import (
     LEASE_CLASS,
     Capabilities,
@@ -40,10 +42,22 @@ from node_agent.protocol.kinds import (
     TokenRequest,
 )
 from node_agent.protocol.leases import LeasedTask, LeaseReply, LeaseRequest
-from node_agent.protocol.lists import DirectoriesMissing, DirectoriesReport, DirectoriesWanted, Directory, Entry
+from node_agent.protocol.lists import (
+    FOUND_MOST,
+    FOUND_PIECE,
+    DirectoriesMissing,
+    DirectoriesReport,
+    DirectoriesWanted,
+    Directory,
+    DiskFacts,
+    Entry,
+    FoundReport,
+    MachineFacts,
+)
 from node_agent.protocol.reports import (
     BackupResult,
     CompleteReport,
+    DiscoverResult,
     DoneResult,
     DownloadResult,
     ExportResult,
@@ -53,6 +67,7 @@ from node_agent.protocol.reports import (
     LeftOut,
     LogEntry,
     Outcome,
+    PartProgress,
     ProbeCheck,
     ProbeResult,
     ProgressReply,
@@ -67,11 +82,15 @@ from node_agent.protocol.specs import (
     BackupSource,
     BackupSpec,
     BrowseSpec,
+    DiscoverSpec,
     DownloadSpec,
     ExportSpec,
     ForgetSpec,
     InitSpec,
+    MachineSource,
+    MachineTarget,
     Parent,
+    PlatformAccess,
     ProbeSpec,
     PruneSpec,
     RepositoryAccess,
@@ -96,6 +115,8 @@ from node_agent.protocol.wire import (
 __all__ = [
     "API_VERSION",
     "BODY_BYTES",
+    "FOUND_MOST",
+    "FOUND_PIECE",
     "LEASE_CLASS",
     "LEASE_TOKEN_HEADER",
     "LIST_KEEP",
@@ -113,6 +134,9 @@ __all__ = [
     "DirectoriesReport",
     "DirectoriesWanted",
     "Directory",
+    "DiscoverResult",
+    "DiscoverSpec",
+    "DiskFacts",
     "DoneResult",
     "DownloadResult",
     "DownloadSpec",
@@ -125,6 +149,7 @@ __all__ = [
     "FailReport",
     "ForgetResult",
     "ForgetSpec",
+    "FoundReport",
     "InitResult",
     "InitSpec",
     "LeaseClass",
@@ -133,8 +158,13 @@ __all__ = [
     "LeasedTask",
     "LeftOut",
     "LogEntry",
+    "MachineFacts",
+    "MachineSource",
+    "MachineTarget",
     "Outcome",
     "Parent",
+    "PartProgress",
+    "PlatformAccess",
     "ProbeCheck",
     "ProbeResult",
     "ProbeSpec",
@@ -156,4 +186,5 @@ __all__ = [
     "VerifyResult",
     "VerifySpec",
     "Wire",
+    "fingerprint",
 ]

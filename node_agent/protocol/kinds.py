@@ -13,6 +13,7 @@ from node_agent.protocol.wire import API_VERSION, Bytes, Wire
 
 class TaskKind(StrEnum):
     PROBE = "probe"  # connection test: looks at paths and rights
+    DISCOVER = "discover"  # what machines a platform has
     INIT = "init"  # make a repository at a destination
     BACKUP = "backup"  # Export and Store in one (staging: stream)
     EXPORT = "export"  # copy the source to the node's staging space (staging: disk)
@@ -46,6 +47,7 @@ class Roots(Wire):
     read: list[str] = []
     write: list[str] = []
     repositories: list[str] = []
+    platforms: list[str] = []  # "kvm:" (all of the kind), "kvm:host"
     stores: list[str] = []  # remote ones: "s3:" (all of the kind), "sftp:host", "s3:host/bucket/prefix"
 
 
@@ -55,7 +57,7 @@ class Capabilities(Wire):
     hostname: str
     system: str = ""  # for people: "Debian 12, x86_64"
     kinds: list[str]  # values of TaskKind; a server passes over those that it does not know yet
-    drivers: list[str]  # "files", "image"
+    drivers: list[str]  # those it can run: "files", "image", "kvm", "rbd"
     labels: list[str] = []  # from node.toml, such as "zone:a"
     roots: Roots = Roots()
     slots: int = 2

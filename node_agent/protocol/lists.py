@@ -1,10 +1,10 @@
-"""Lists of files, apart from the results: in pieces, and each directory once."""
+"""Lists apart from the results, in pieces: of files (each directory once), and of what a platform has."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from node_agent.protocol.wire import Wire
+from node_agent.protocol.wire import Bytes, Wire
 
 
 class Entry(Wire):
@@ -39,3 +39,34 @@ class Directory(Wire):
 class DirectoriesReport(Wire):
     token: str
     directories: list[Directory]
+
+
+FOUND_PIECE = 100  # machines in one piece
+FOUND_MOST = 20_000  # on one platform
+
+
+class DiskFacts(Wire):
+    name: str = Field(max_length=250)
+    size_bytes: Bytes
+    format: str = Field(default="", max_length=40)
+    why_left_out: str = Field(default="", max_length=300)
+
+
+class MachineFacts(Wire):
+    """One machine that a platform has now."""
+
+    id: str = Field(min_length=1, max_length=200)
+    name: str = Field(max_length=200)
+    state: str = Field(default="", max_length=40)
+    disks: list[DiskFacts] = Field(default=[], max_length=256)
+    tags: list[str] = Field(default=[], max_length=100)
+    project: str = Field(default="", max_length=200)
+    host: str = Field(default="", max_length=300)
+    summary: dict[str, str] = Field(default={}, max_length=40)
+
+
+class FoundReport(Wire):
+    """Written down at once; what was not told until the task completes is gone. Repetitions do no harm."""
+
+    token: str
+    machines: list[MachineFacts] = Field(max_length=FOUND_PIECE)

@@ -18,6 +18,21 @@ class LogEntry(Wire):
     age_s: float = 0  # how long ago, so that clocks do not matter
 
 
+class ProbeCheck(Wire):
+    name: str
+    ok: bool
+    detail: str = ""
+    hint: str = ""
+
+
+class PartProgress(Wire):
+    """One disk of several."""
+
+    name: str = Field(max_length=300)
+    total_bytes: Bytes
+    done_bytes: Bytes
+
+
 class ProgressReport(Wire):
     token: str
     phase: str = ""  # "export", "store", "restore", "import", "verify" …
@@ -32,6 +47,8 @@ class ProgressReport(Wire):
     left_out: int = 0
     rate_bytes_s: float = 0
     current: str = Field(default="", max_length=4000)
+    parts: list[PartProgress] = Field(default=[], max_length=300)  # in the order they are worked on
+    checks: list[ProbeCheck] = Field(default=[], max_length=200)  # of a connection test, so far
     log: list[LogEntry] = Field(default=[], max_length=500)
 
 
@@ -126,18 +143,19 @@ class PruneResult(Wire):
     stored_bytes: int
 
 
-class ProbeCheck(Wire):
-    name: str
-    ok: bool
-    detail: str = ""
-    hint: str = ""
-
-
 class ProbeResult(Wire):
     kind: Literal["probe"] = "probe"
     checks: list[ProbeCheck]
+    host_keys: dict[str, str] = Field(default={}, max_length=100)  # by address: what each showed, pinned or not
     total_bytes: Bytes = 0
     free_bytes: Bytes = 0
+
+
+class DiscoverResult(Wire):
+    kind: Literal["discover"] = "discover"
+    found: int = Field(ge=0)  # machines told in pieces on the way
+    whole: bool = True  # all of the platform was asked: what was not found is gone
+    problems: list[str] = Field(default=[], max_length=100)
 
 
 class DoneResult(Wire):
@@ -154,6 +172,7 @@ Result = Annotated[
     | VerifyResult
     | PruneResult
     | ProbeResult
+    | DiscoverResult
     | DoneResult,
     Field(discriminator="kind"),
 ]

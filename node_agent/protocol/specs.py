@@ -26,10 +26,25 @@ class Parent(Wire):
     tree_id: str
 
 
+class PlatformAccess(Wire):
+    """How a platform of machines is reached. In a lease only, and in memory.
+
+    ``host_keys``: what each address must prove itself with; an address without one is not logged in to.
+    """
+
+    kind: str  # "kvm", "rbd"; the name of the node's driver
+    addresses: list[str] = Field(max_length=100)
+    user: str = ""
+    options: dict[str, str] = {}
+    secrets: dict[str, str] = Field(default={}, repr=False)
+    host_keys: dict[str, str] = {}
+
+
 class ProbeSpec(Wire):
     kind: Literal[TaskKind.PROBE] = TaskKind.PROBE
-    driver: str = ""  # "files", "image" or "" for a destination
+    driver: str = ""  # "files", "image", a platform's kind, or "" for a destination
     path: str
+    platform: PlatformAccess | None = None
     repository_url: str = ""
     options: dict[str, str] = Field(default={}, repr=False)
     password: str = Field(default="", repr=False)
@@ -40,6 +55,26 @@ class InitSpec(Wire):
     repository: RepositoryAccess
 
 
+class DiscoverSpec(Wire):
+    """What lies on a platform; told in pieces (FoundReport)."""
+
+    kind: Literal[TaskKind.DISCOVER] = TaskKind.DISCOVER
+    platform: PlatformAccess
+
+
+class MachineSource(Wire):
+    """One machine of a platform, and how it is to be consistent."""
+
+    id: str  # the platform's own, which stays when the machine is renamed
+    name: str
+    host: str = ""  # of several addresses: where it was seen last
+    leave_out: list[str] = []  # names of disks
+    freeze: Literal["no", "try", "require"] = "try"
+    freeze_limit_s: int = Field(default=10, ge=1, le=600)
+    before: str = ""  # commands
+    after: str = ""
+
+
 class BackupSource(Wire):
     driver: str
     paths: list[str]  # files: roots of the tree; image: one disk image file
@@ -47,6 +82,7 @@ class BackupSource(Wire):
     disk: str = "disk"  # image: name of the disk in the snapshot
     format: str = ""  # image: raw, qcow2 …; "" = look
     one_file_system: bool = False
+    machine: MachineSource | None = None  # of a platform's driver; then there are no paths
 
 
 class BackupSpec(Wire):
@@ -64,6 +100,7 @@ class BackupSpec(Wire):
     send_directories: bool = True
     staging: str = ""  # STORE: name of the staged export on this node
     bandwidth_bytes_s: int = 0
+    platform: PlatformAccess | None = None
 
 
 class ExportSpec(Wire):
@@ -74,14 +111,27 @@ class ExportSpec(Wire):
     staging: str
 
 
+class MachineTarget(Wire):
+    """How a machine comes back. Empty values keep what the restore point says."""
+
+    platform: UUID | None = None  # the server's id; None: where it came from
+    name: str = Field(default="", max_length=200)
+    host: str = Field(default="", max_length=300)
+    storage: str = Field(default="", max_length=1000)  # folder or pool
+    networks: dict[str, str] = Field(default={}, max_length=64)  # by the name in the restore point
+    new_identity: bool = True  # another UUID and other MAC addresses
+    start: bool = False
+
+
 class RestoreTarget(Wire):
     """Where restored data goes: a folder on the node, or (in place) the paths it came from."""
 
     driver: str
-    path: str  # folder; for images the file to write
+    path: str  # folder; for images the file to write; for machines the new one's name, for people
     in_place: bool = False
     overwrite: Literal["never", "changed", "always"] = "never"
-    format: str = "raw"  # image: raw or qcow2
+    format: str = "raw"  # image and machine: raw or qcow2; machine: "" = as it was
+    machine: MachineTarget | None = None
 
 
 class RestoreSpec(Wire):
@@ -94,6 +144,8 @@ class RestoreSpec(Wire):
     target: RestoreTarget
     verify: bool = False
     staging: str = ""
+    platform: PlatformAccess | None = None
+    machine_id: str = ""  # the platform's own, of the machine that was backed up
 
 
 class DownloadSpec(Wire):
@@ -133,6 +185,7 @@ class PruneSpec(Wire):
 
 Spec = Annotated[
     ProbeSpec
+    | DiscoverSpec
     | InitSpec
     | BackupSpec
     | ExportSpec

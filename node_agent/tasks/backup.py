@@ -18,6 +18,7 @@ from node_agent.items import Issue, printable
 from node_agent.protocol import BackupResult, BackupSpec
 from node_agent.repository.files import backup_files
 from node_agent.repository.image import ImageBackup, backup_images
+from node_agent.repository.image_parent import DISKS
 from node_agent.repository.lock import Lock
 from node_agent.repository.publish import BackupResult as Stored
 from node_agent.repository.repository import Repository
@@ -87,7 +88,7 @@ def _store_files(
         owners=source.owners,
         host=spec.host,
         paths=spec.snapshot_paths,
-        tags=_tags(context, spec),
+        tags=tags_of(context, spec),
         excludes=[*spec.source.excludes, *_private(context, source)],
         parent=parent,
         progress=context.progress,
@@ -131,7 +132,7 @@ def _store_disk(
         ],
         host=spec.host,
         paths=spec.snapshot_paths,
-        tags=_tags(context, spec),
+        tags=tags_of(context, spec),
         metadata={IMAGE_META: json.dumps(facts, indent=1).encode()},
         parent=parent,
         progress=context.progress,
@@ -140,7 +141,7 @@ def _store_disk(
     )
 
 
-def _tags(context: TaskContext, spec: BackupSpec) -> list[str]:
+def tags_of(context: TaskContext, spec: BackupSpec) -> list[str]:
     ours = [task_tag(context), f"brs.point={spec.point}", f"brs.workload={spec.workload}"]
     return list(dict.fromkeys([*spec.tags, *ours]))
 
@@ -185,7 +186,7 @@ def adopted(context: TaskContext, repo: Repository, spec: BackupSpec) -> BackupR
     if snapshot.partial:
         text = "An earlier attempt left items out; which ones is in the log of that attempt."
         context.issues.add(Issue(printable(spec.snapshot_paths[0]), "left-out-before", text))
-    files, size = _measure(context, repo, snapshot)
+    files, size = _measure(context, spec, repo, snapshot)
     return BackupResult(
         snapshot_id=snapshot.id,
         tree_id=snapshot.tree,
@@ -201,14 +202,14 @@ def adopted(context: TaskContext, repo: Repository, spec: BackupSpec) -> BackupR
     )
 
 
-def _measure(context: TaskContext, repo: Repository, snapshot: Snapshot) -> tuple[int, int]:
-    """Number and size of what a restore brings back, without the facts beside a disk."""
+def _measure(context: TaskContext, spec: BackupSpec, repo: Repository, snapshot: Snapshot) -> tuple[int, int]:
+    """Number and size of what a restore brings back, without the facts beside disks."""
     root = bytes.fromhex(snapshot.tree)
-    beside = {b"/" + IMAGE_META.encode()} if any(n.name == b"disks" for n in load_tree(repo, root)) else set()
+    disks_only = spec.source.driver != "files" and any(n.name == DISKS and n.subtree for n in load_tree(repo, root))
     files = size = 0
     for path, node in walk(repo, root):
         context.progress.check()
-        if node.is_file and path not in beside:
+        if node.is_file and (not disks_only or path.startswith(b"/" + DISKS + b"/")):
             files += 1
             size += node.size
     return files, size

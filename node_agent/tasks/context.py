@@ -13,7 +13,7 @@ from uuid import UUID
 from node_agent.guard import Guard
 from node_agent.items import Issues
 from node_agent.progress import Progress
-from node_agent.protocol import LIST_KEEP, Directory
+from node_agent.protocol import LIST_KEEP, Directory, MachineFacts
 from node_agent.repository.lock import LockHolder
 
 
@@ -24,6 +24,9 @@ class Outlet(Protocol):
         """Which of these directories the server has no list of."""
 
     def send_directories(self, directories: list[Directory]) -> None: ...
+
+    def found(self, machines: list[MachineFacts]) -> None:
+        """A piece of what a platform has."""
 
     def upload(self, offset: int, piece: bytes) -> None: ...
 

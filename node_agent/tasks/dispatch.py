@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from node_agent.errors import BrsError, RefusedError
-from node_agent.protocol import Result, Spec, TaskKind
+from node_agent.protocol import BackupResult, BackupSpec, RestoreResult, RestoreSpec, Result, Spec, TaskKind
 from node_agent.tasks import (
     backup,
     browse,
+    discover,
     download,
     export,
     fetch,
     forget,
     import_,
     init,
+    machine_backup,
+    machine_restore,
     probe,
     prune,
     restore,
@@ -24,14 +27,24 @@ from node_agent.tasks import (
 )
 from node_agent.tasks.context import TaskContext
 
+
+def _backup(context: TaskContext, spec: BackupSpec) -> BackupResult:
+    return machine_backup.run(context, spec) if spec.source.machine is not None else backup.run(context, spec)
+
+
+def _restore(context: TaskContext, spec: RestoreSpec) -> RestoreResult:
+    return machine_restore.run(context, spec) if spec.target.machine is not None else restore.run(context, spec)
+
+
 # Each verb takes the spec of its own kind; protocol.Spec's discriminator has already chosen it.
 VERBS: dict[TaskKind, Callable[[TaskContext, Any], Result]] = {
     TaskKind.PROBE: probe.run,
+    TaskKind.DISCOVER: discover.run,
     TaskKind.INIT: init.run,
-    TaskKind.BACKUP: backup.run,
+    TaskKind.BACKUP: _backup,
     TaskKind.EXPORT: export.run,
     TaskKind.STORE: store.run,
-    TaskKind.RESTORE: restore.run,
+    TaskKind.RESTORE: _restore,
     TaskKind.FETCH: fetch.run,
     TaskKind.IMPORT: import_.run,
     TaskKind.DOWNLOAD: download.run,

@@ -8,19 +8,21 @@ import shutil
 from pathlib import Path
 
 from node_agent.drivers.base import Finding
-from node_agent.errors import BrsError, RepositoryMissing
+from node_agent.errors import BrsError, Cancelled, Interrupted, LeaseLost, RepositoryMissing
 from node_agent.guard import is_remote
 from node_agent.items import printable
-from node_agent.protocol import ProbeCheck, ProbeResult, ProbeSpec
+from node_agent.protocol import PlatformAccess, ProbeCheck, ProbeResult, ProbeSpec, fingerprint
 from node_agent.repository.backend import open_backend
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.probe_store import probe_store
-from node_agent.tasks.sources import driver_for
+from node_agent.tasks.sources import driver_for, platform_for
 
 
 def run(context: TaskContext, spec: ProbeSpec) -> ProbeResult:
     context.phase("probe")
+    if spec.platform is not None:
+        return _platform(context, spec.platform)
     if spec.driver:
         findings, place = _source(context, spec)
     else:
@@ -38,6 +40,53 @@ def _source(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path 
     findings = driver.probe(spec.path)
     good = all(finding.ok for finding in findings)
     return findings, Path(os.path.realpath(spec.path)) if good else None
+
+
+def _platform(context: TaskContext, access: PlatformAccess) -> ProbeResult:
+    """First who answers there; nobody is told a password before the user has confirmed that."""
+    findings: list[Finding] = []
+
+    def add(finding: Finding) -> None:
+        findings.append(finding)
+        context.progress.set(checks=tuple((f.name, f.ok, f.detail, f.hint) for f in findings))
+        context.info(f"{'passed' if finding.ok else 'FAILED'}: {finding.name}. {finding.detail}".strip())
+
+    keys: dict[str, str] = {}
+    try:
+        platform = platform_for(context, access)
+        add(Finding("This node may and can use the platform", ok=True))
+        keys = dict(platform.host_keys())
+        for address, key in keys.items():
+            add(_known(address, key, access.host_keys.get(address, "")))
+        if all(finding.ok for finding in findings):
+            for finding in platform.probe():
+                context.progress.check()
+                add(finding)
+    except (Cancelled, Interrupted, LeaseLost):
+        raise
+    except BrsError as error:
+        add(Finding.of("The platform answers" if findings else "This node may and can use the platform", error))
+    checks = [ProbeCheck(name=f.name, ok=f.ok, detail=f.detail, hint=f.hint) for f in findings]
+    return ProbeResult(checks=checks, host_keys=keys)
+
+
+def _known(address: str, met: str, pinned: str) -> Finding:
+    name = f"{address} is who it should be"
+    if not pinned:
+        return Finding(
+            name,
+            ok=False,
+            detail=f"It shows the key {fingerprint(met)}, which nobody has confirmed yet.",
+            hint="Compare it with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then confirm it.",
+        )
+    if pinned == met:
+        return Finding(name, ok=True, detail=fingerprint(met))
+    return Finding(
+        name,
+        ok=False,
+        detail=f"It shows the key {fingerprint(met)}, but {fingerprint(pinned)} was confirmed.",
+        hint="Somebody may be in between. If the host was installed anew, confirm its new key.",
+    )
 
 
 def _destination(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path | None]:

@@ -34,6 +34,11 @@
     figure(stage, "rate", told.rate_bytes_s ? `${size(told.rate_bytes_s)}/s` : "");
     figure(stage, "eta", task.eta_s ? window.brsLive.words("left", duration(task.eta_s)) : "");
     figure(stage, "current", told.current || "");
+    const parts = [...stage.querySelectorAll("[data-part]")];
+    (told.parts || []).forEach((part, number) => {
+      if (parts[number]) parts[number].textContent = `${size(part.done_bytes)} / ${size(part.total_bytes)}`;
+    });
+    if ((told.parts || []).length > 1 && !parts.length) window.brsLive.lookSoon();
   };
 
   const write = (lines) => {

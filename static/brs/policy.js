@@ -35,11 +35,23 @@
     if (answer.ok) place.replaceChildren(...new DOMParser().parseFromString(await answer.text(), "text/html").body.childNodes);
   };
 
+  const matches = document.getElementById("matches");
+  const match = async () => {
+    if (!matches) return;
+    const query = new URLSearchParams({ tenant: (form.elements.tenant && form.elements.tenant.value) || matches.dataset.tenant });
+    new FormData(form).forEach((value, key) => {
+      if (/^rules-\d+-(by|pattern)$/.test(key) && !form.elements[key.replace(/(by|pattern)$/, "DELETE")]?.checked) query.append(key, value);
+    });
+    const answer = await fetch(`${matches.dataset.matches}?${query}`, { credentials: "same-origin" });
+    if (answer.ok) matches.replaceChildren(...new DOMParser().parseFromString(await answer.text(), "text/html").body.childNodes);
+  };
+
   const crons = () => [...form.querySelectorAll('input[name$="-cron"]')].filter((input) => !input.name.includes("__prefix__"));
   const soon = (event) => {
     clearTimeout(timer);
     timer = setTimeout(() => {
       simulate();
+      if (!event || /^rules-/.test(event.target.name || "")) match();
       if (!event || /-cron$|^time_zone$/.test(event.target.name || "")) crons().filter((input) => input.value).forEach(say);
     }, 350);
   };

@@ -22,7 +22,9 @@
   if (target) {
     const show = () => {
       const inPlace = target.querySelector("input[name=where]:checked")?.value === "in-place";
-      ["path", "node", "format"].forEach((name) => {
+      const machine = Boolean(target.elements.platform);
+      const names = machine ? ["platform", "name", "host", "storage", "format", "networks", "new_identity"] : ["path", "node", "format"];
+      names.forEach((name) => {
         const box = target.elements[name]?.closest(".group");
         if (box) box.classList.toggle("brs-hidden", inPlace && name !== "node");
       });

@@ -94,6 +94,9 @@ def test_what_sounds_secret_is_kept_sealed_or_as_a_hash() -> None:
         "inventory.Node.old_token_hash",
         "inventory.EnrolmentCode.code_hash",
         "inventory.Destination.secret_names",  # which secrets are set, not what they are
+        "inventory.Platform.secret_names",
+        "inventory.Platform.host_keys",  # public ones
+        "inventory.Platform.offered_keys",
         "jobs.Job.dedupe_key",
         "jobs.Job.error_code",
         "jobs.Task.error_code",

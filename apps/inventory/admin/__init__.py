@@ -1,4 +1,4 @@
-"""Inventory: platforms and repositories. Destinations, nodes and workloads have modules of their own beside it."""
+"""Inventory: repositories. Platforms, destinations, nodes and workloads have modules of their own beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
@@ -22,65 +21,17 @@ from apps import display as look
 from apps.catalog.models import CopyState, PointCopy
 from apps.iam import access
 from apps.iam.access import Right
-from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
-from apps.inventory import presence, repositories
-from apps.inventory.admin import destination, node, workload
-from apps.inventory.models import Platform, Repository, RepositoryState, Workload
+from apps.inventory import repositories
+from apps.inventory.admin import destination, node, platform, workload
+from apps.inventory.models import Repository, RepositoryState
 from apps.jobs import requests
-from apps.jobs.models import Job, JobKind
+from apps.jobs.models import Job
 from apps.reports import figures
 
 RECENT = 8
-COVERED = 50
 
-__all__ = ["destination", "node", "workload"]  # these register their pages
-
-
-@admin.register(Platform)
-class PlatformAdmin(GrantedAdmin):
-    empty = Empty(
-        icon="lan",
-        text=gettext_lazy(
-            "There is no platform yet. A platform is a system you protect; the first workload on a node brings its own."
-        ),
-        action=gettext_lazy("Protect something"),
-        url="admin:protect",
-    )
-    list_display: ClassVar = ["name", "kind", "node", "workload_count", "tenant"]
-    list_filter: ClassVar = ["kind", "node", "tenant"]
-    list_select_related: ClassVar = ["node", "tenant"]
-    search_fields: ClassVar = ["name", "node__name"]
-    fields: ClassVar = ["tenant", "name", "kind", "node"]
-    change_form_template = "brs/platform.html"
-    add_form_template = "admin/change_form.html"
-    verbs: ClassVar = {
-        "test": Verb(
-            label=gettext_lazy("Test the connection"),
-            icon="network_check",
-            right=Right.OPERATE,
-            run=lambda request, platform, _data: requests.test_platform(request.user, platform),
-            question=gettext_lazy("The node looks whether it can reach and read this platform. Nothing is changed."),
-        )
-    }
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["kind", "node"] if obj else [])]
-
-    def page_context(self, request: HttpRequest, obj: Platform) -> dict[str, Any]:
-        covered = access.visible(request.user, Workload).filter(platform=obj).select_related("protection")
-        tests = access.visible(request.user, Job).filter(platform=obj, kind=JobKind.PROBE)
-        return {
-            "node_state": presence.state(obj.node, timezone.now()),
-            "workloads": covered.order_by("name")[:COVERED],
-            "workload_total": covered.count(),
-            "jobs": tests.order_by("-created_at")[:RECENT],
-            "subtitle": obj.get_kind_display(),
-        }
-
-    @display(description=gettext_lazy("workloads"))
-    def workload_count(self, platform: Platform) -> int:
-        return platform.workloads.count()
+__all__ = ["destination", "node", "platform", "workload"]  # these register their pages
 
 
 def _kit(request: HttpRequest, repository: Repository, _data: dict[str, Any]) -> HttpResponse:

@@ -18,7 +18,13 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 from apps import display as look
 from apps.catalog.models import CopyState, Protection, ProtectionState, RestorePoint
@@ -124,6 +130,66 @@ class WorkloadForm(ScopedForm):
         except DomainError as error:
             self.add_error("paths", f"{error.message} {error.hint}")
         return cleaned
+
+
+FREEZES = (
+    ("try", gettext_lazy("If its agent answers (else as after a power cut)")),
+    ("require", gettext_lazy("Always (without it there is no backup)")),
+    ("no", gettext_lazy("Never (as after a power cut)")),
+)
+
+
+class MachineForm(ScopedForm):
+    """A discovered machine: what of it is protected, and how it stands still."""
+
+    policy = WorkloadForm.base_fields["policy"]
+    disks = forms.MultipleChoiceField(
+        label=gettext_lazy("Disks"),
+        required=False,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text=gettext_lazy("What is not ticked is left out on purpose, and missing from every point."),
+    )
+    freeze = forms.ChoiceField(
+        label=gettext_lazy("Hold the guest's file systems"), choices=FREEZES, widget=UnfoldAdminSelectWidget
+    )
+    freeze_limit_s = forms.IntegerField(
+        label=gettext_lazy("For at most (seconds)"), min_value=1, max_value=600, widget=UnfoldAdminIntegerFieldWidget
+    )
+
+    class Meta:
+        model = Workload
+        fields = ["name"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "disks" not in self.fields:
+            return  # somebody who may only look
+        source, left_out = self.instance.source, self.instance.source.get("leave_out", [])
+        known = {disk["name"]: disk for disk in self.instance.facts.get("disks", []) if not disk.get("why_left_out")}
+        names = list(dict.fromkeys([*known, *left_out]))
+        self.fields["disks"].choices = [(name, _disk_words(name, known.get(name))) for name in names]
+        self.fields["disks"].initial = [name for name in names if name not in left_out]
+        self.fields["freeze"].initial = source.get("freeze", "try")
+        self.fields["freeze_limit_s"].initial = source.get("freeze_limit_s", sources.FREEZE_LIMIT_S)
+        policy = assignment.policy_of(self.instance)
+        self.fields["policy"].initial = policy.pk if policy else None
+
+    def clean(self) -> dict[str, Any] | None:
+        cleaned = super().clean()
+        given = self.cleaned_data
+        if {"disks", "freeze", "freeze_limit_s"} <= given.keys():
+            offered = [name for name, _words in self.fields["disks"].choices]
+            if offered and not given["disks"]:
+                self.add_error("disks", _("At least one disk is protected; or exclude the machine."))
+                return cleaned
+            left_out = [name for name in offered if name not in given["disks"]]
+            told = {"leave_out": left_out, "freeze": given["freeze"], "freeze_limit_s": given["freeze_limit_s"]}
+            self.instance.source = sources.clean(self.instance.platform.kind, {**self.instance.source, **told})
+        return cleaned
+
+
+def _disk_words(name: str, disk: dict[str, Any] | None) -> str:
+    return f"{name} ({look.size_text(disk['size_bytes'])})" if disk else name
 
 
 class ReasonForm(forms.Form):
@@ -247,6 +313,8 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         return HttpResponseRedirect(reverse("admin:protect"))
 
     def get_form(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> type[forms.ModelForm]:
+        if obj is not None and obj.platform.holds_machines:
+            kwargs["form"] = MachineForm
         form = super().get_form(request, obj, **kwargs)
         if obj is not None and "policy" in form.base_fields:
             form.base_fields["policy"].queryset = access.visible(request.user, Policy).filter(tenant=obj.tenant)
@@ -255,6 +323,8 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None and not self.has_change_permission(request, obj):
             return ((None, {"fields": ("name", "source")}),)
+        if obj is not None and obj.platform.holds_machines:
+            return ((None, {"fields": ("name", "policy", "disks", ("freeze", "freeze_limit_s"))}),)
         return super().get_fieldsets(request, obj)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
@@ -284,6 +354,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             "line": timeline.build(points, now, request.GET.get("zoom", "")) if points else None,
             "runs": runs.order_by("-created_at")[:RUNS],
             "active": runs.filter(state__in=OPEN).order_by("-created_at").first(),
+            "disks": obj.facts.get("disks", []),
             "may_restore": access.can(request.user, Right.RESTORE_ELSEWHERE, obj),
             "subtitle": str(obj.platform),
         }

@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002  the signatures are Django REST framework's
-"""REST API of platforms, destinations and repositories: where data comes from, and where it is kept."""
+"""REST API of destinations and repositories: where backups are kept."""
 
 from __future__ import annotations
 
@@ -16,37 +16,11 @@ from rest_framework.response import Response
 from apps.iam.api_fields import NoBody, PlainObjectField, ScopedSerializer, StrictSerializer
 from apps.iam.api_scope import ReadScopedViewSet, WriteScopedViewSet
 from apps.inventory import repositories, stores
-from apps.inventory.models import Destination, DestinationKind, Platform, Repository
+from apps.inventory.models import Destination, DestinationKind, Repository
 from apps.jobs import requests
 from apps.jobs.api_job import long_work, start
 
-# --- platforms and destinations -------------------------------------------------------------------
-
-
-class PlatformSerializer(ScopedSerializer):
-    class Meta:
-        model = Platform
-        fields = ("id", "tenant", "kind", "name", "node", "created_at")
-
-
-class PlatformViewSet(WriteScopedViewSet):
-    """Platforms: the systems that hold workloads. For files and disk images it is a place on one node."""
-
-    queryset = Platform.objects.all()
-    serializer_class = PlatformSerializer
-    filterset_fields = ("tenant", "kind", "node", "name")
-    search_fields = ("name",)
-    ordering_fields = ("name", "kind", "created_at")
-    ordering = ("name", "pk")
-    fixed: ClassVar[tuple[str, ...]] = ("tenant", "kind")
-
-    @long_work(NoBody)
-    @action(detail=True, methods=["post"])
-    def test(self, request: Request, pk: str) -> Response:
-        """Tests the connection, as a job on the platform's node."""
-        platform = self.get_object()
-        self.body(NoBody)
-        return start(request, lambda: requests.test_platform(request.user, platform))
+# --- destinations -------------------------------------------------------------------
 
 
 class DestinationSerializer(ScopedSerializer):

@@ -15,11 +15,12 @@ from rest_framework.response import Response
 
 from apps.catalog.api import RestorePointSerializer, shown_points
 from apps.catalog.models import Protection, ProtectionState
+from apps.errors import Invalid
 from apps.iam.api_fields import NoBody, PlainObjectField, ScopedField, ScopedSerializer, StrictSerializer
 from apps.iam.api_http import ApiFilters, TrueFalse
 from apps.iam.api_scope import WriteScopedViewSet
 from apps.inventory import exclusion, sources
-from apps.inventory.models import PlatformKind, Workload
+from apps.inventory.models import Platform, PlatformKind, Workload
 from apps.jobs import objectives, requests
 from apps.jobs.api_job import long_work, start
 from apps.policies import assignment
@@ -49,7 +50,8 @@ class ProtectionSerializer(ScopedSerializer):
 
 class WorkloadSerializer(ScopedSerializer):
     source = PlainObjectField(
-        help_text='Of files: {"paths": […], "excludes": […]}; of a disk image: {"path": "/…", "disk": "…"}.'
+        help_text='Of files: {"paths": […], "excludes": […]}; of a disk image: {"path": "/…", "disk": "…"}; of a '
+        'machine: {"known_as": "…", "leave_out": [disks], "freeze": "no", "try" or "require", "freeze_limit_s": 10}.'
     )
     kind = serializers.ChoiceField(PlatformKind.choices, source="platform.kind", read_only=True)
     policy = serializers.UUIDField(source="assignment.policy_id", read_only=True, default=None)
@@ -65,6 +67,10 @@ class WorkloadSerializer(ScopedSerializer):
             "kind",
             "name",
             "source",
+            "external_id",
+            "facts",
+            "seen_at",
+            "gone_at",
             "excluded",
             "excluded_reason",
             "policy",
@@ -72,14 +78,29 @@ class WorkloadSerializer(ScopedSerializer):
             "protection",
             "created_at",
         )
-        read_only_fields = ("excluded", "excluded_reason", "created_at")
+        read_only_fields = (
+            "external_id", "facts", "seen_at", "gone_at", "excluded", "excluded_reason", "created_at",
+        )  # fmt: skip
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         attrs = super().validate(attrs)
         if "source" in attrs or "platform" in attrs:
             platform = attrs.get("platform") or self.instance.platform
+            self._refuse_by_hand(platform, attrs)
             attrs["source"] = sources.clean(platform.kind, attrs.get("source", getattr(self.instance, "source", None)))
         return attrs
+
+    def _refuse_by_hand(self, platform: Platform, attrs: dict[str, Any]) -> None:
+        """Machines are found, not written; and the name that a machine's points bear cannot be changed."""
+        before = self.instance
+        if platform.holds_machines and (before is None or before.platform_id != platform.pk):
+            raise Invalid(
+                _("Machines are discovered, not added by hand."), hint=_("Let the platform look for machines.")
+            )
+        if before is not None and before.external_id and before.platform_id != platform.pk:
+            raise Invalid(_("A machine stays on the platform that it was discovered on."))
+        if before is not None and before.external_id and isinstance(attrs.get("source"), dict):
+            attrs["source"] = {**attrs["source"], "known_as": before.source["known_as"]}
 
 
 class BackupSerializer(StrictSerializer):
@@ -110,6 +131,7 @@ class AssignedSerializer(serializers.Serializer):
 class WorkloadFilters(ApiFilters):
     kind = filters.ChoiceFilter("platform__kind", choices=PlatformKind.choices)
     policy = filters.UUIDFilter("assignment__policy", label="covered by this policy")
+    gone = TrueFalse("gone_at", lookup_expr="isnull", exclude=True, label="a machine that is gone")
     covered = TrueFalse("assignment", lookup_expr="isnull", exclude=True, label="covered by any policy")
     state = filters.MultipleChoiceFilter("protection__state", choices=ProtectionState.choices)
 

@@ -19,9 +19,9 @@ from django.utils.translation import gettext as _
 from pydantic import TypeAdapter, ValidationError
 
 from apps.catalog import ingest
-from apps.errors import DomainError, LeaseLost
-from apps.inventory import presence, repositories, stores
-from apps.inventory.models import Node
+from apps.errors import Conflict, DomainError, LeaseLost
+from apps.inventory import platforms, presence, repositories, stores
+from apps.inventory.models import Node, Platform
 from apps.jobs import placement
 from apps.jobs.faults import Fault
 from apps.jobs.lease import state as moves
@@ -31,6 +31,7 @@ from node_agent.protocol import LeaseClass, LeasedTask, LeaseReply, LeaseRequest
 log = logging.getLogger(__name__)
 SPEC: TypeAdapter[Any] = TypeAdapter(Spec)
 WITH_PARENT = (TaskKind.BACKUP.value, TaskKind.STORE.value)
+ON_PLATFORM = (TaskKind.BACKUP.value, TaskKind.PROBE.value, TaskKind.DISCOVER.value, TaskKind.RESTORE.value)
 NO_REPOSITORY_FIELD = (TaskKind.PROBE.value, TaskKind.EXPORT.value, TaskKind.IMPORT.value)
 
 
@@ -233,7 +234,24 @@ def _spec(task: Task) -> Any:
             told["parent"] = ingest.parent_of(task.job.workload_id, task.repository)
     elif task.kind == TaskKind.PROBE and task.job.destination is not None:
         told["options"] = stores.told(task.job.destination)
+    if (platform := _platform(task)) is not None:
+        told["platform"] = platforms.told(platform)
     return SPEC.validate_python(told)
+
+
+def _platform(task: Task) -> Platform | None:
+    """The platform of machines that the task logs in to: the job's, or the one that a machine is restored to."""
+    wanted = ((task.spec.get("target") or {}).get("machine") or {}).get("platform")
+    if wanted:
+        # Within the tenant: a spec names it by its id alone.
+        found = Platform.objects.filter(pk=wanted, tenant=task.job.tenant_id).first()
+        if found is None:
+            raise Conflict(_("The platform to restore to has been deleted."), hint=_("Restore to another one."))
+        return found
+    platform = task.job.platform
+    if task.kind == TaskKind.DISCOVER and platform is None:
+        raise Conflict(_("The platform has been deleted."), hint="")
+    return platform if platform is not None and platform.holds_machines and task.kind in ON_PLATFORM else None
 
 
 def _unusable(task: Task, now: datetime, fault: Fault) -> None:
