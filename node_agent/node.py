@@ -83,6 +83,7 @@ def task_context(
         holder=LockHolder.for_node(identity.node_id, state.folder / "holder"),
         cache_dir=Path(config.cache),
         staging_dir=Path(config.staging),
+        state_dir=state.folder / "platforms",
         staging_max_bytes=config.staging_max_bytes,
         private=tuple(state.folder / name for name in (TOKEN_FILE, NODE_FILE, CA_FILE)),
         now=clock.now,

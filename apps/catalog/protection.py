@@ -4,7 +4,7 @@
     attention     there is a good point, but: the objective is missed, the last run failed or was partial, points
                   are missing or damaged, or no policy covers it; or there are only partial points
     unprotected   nothing to restore from
-    excluded      left out on purpose
+    excluded      left out on purpose, or gone from its platform
 
 What only policies know (objective, next run) is told with :func:`set_objective` and remembered in the row; every
 write locks the row first and computes from what is committed then, so that a slow refresh cannot undo a newer one.
@@ -93,6 +93,8 @@ def usable(points: QuerySet[RestorePoint]) -> QuerySet[RestorePoint]:
 def _judge(workload: Workload, row: Protection, partial: RestorePoint | None, now: datetime) -> tuple[str, str]:
     if workload.excluded:
         return ProtectionState.EXCLUDED, workload.excluded_reason or _("Excluded.")
+    if workload.gone_at is not None:
+        return ProtectionState.EXCLUDED, _("It is gone from its platform. Its points stay.")
     if row.last_good_at is None and partial is None:
         return ProtectionState.UNPROTECTED, _nothing(row)
     reason = _damage(workload) or _age(row, now) or _last_run(row, partial)

@@ -24,7 +24,7 @@ SYSTEM = "discovery"
 
 @transaction.atomic
 def write_down(platform_id: UUID, task_id: UUID, machines: Sequence[MachineFacts], now: datetime) -> list[Workload]:
-    """A piece of what was found. Returns the workloads that are new."""
+    """A piece of what was found. Returns the workloads that are new, or back."""
     platform = (
         Platform.objects.select_for_update(no_key=True, of=("self",)).select_related("tenant").get(pk=platform_id)
     )
@@ -38,33 +38,33 @@ def write_down(platform_id: UUID, task_id: UUID, machines: Sequence[MachineFacts
             row = Workload(tenant=platform.tenant, platform=platform, external_id=external_id)
             row.name = _free_name(row, facts["name"])
             row.source = sources.clean(platform.kind, {"known_as": row.name})
-            new.append(row)
         elif facts["name"] != row.facts.get("name"):
             row.name = _free_name(row, facts["name"])
         came_back = row.gone_at is not None
         row.facts, row.seen_at, row.seen_by, row.gone_at = facts, now, task_id, None
         row.save()
-        if row in new or came_back:
+        if external_id not in known or came_back:
+            new.append(row)
             audit.record(SYSTEM, "workload.discovered", row, tenant=platform.tenant, detail={"back": came_back})
     return new
 
 
 @transaction.atomic
-def finish(platform_id: UUID, task_id: UUID, now: datetime, *, whole: bool, problems: Sequence[str]) -> int:
-    """The task is done: if it asked all of the platform, what it did not see is gone. How many are."""
+def finish(platform_id: UUID, task_id: UUID, now: datetime, *, whole: bool, problems: Sequence[str]) -> list[Workload]:
+    """The task is done: if it asked all of the platform, what it did not see is gone. Returns that."""
     platform = (
         Platform.objects.select_for_update(no_key=True, of=("self",)).select_related("tenant").get(pk=platform_id)
     )
     platform.discovered_at, platform.discovery_problem = now, _plain("; ".join(problems))[:500]
     platform.save(update_fields=["discovered_at", "discovery_problem"])
     if not whole:
-        return 0
+        return []
     missed = Workload.objects.filter(platform=platform, gone_at=None).exclude(external_id="").exclude(seen_by=task_id)
     gone = list(missed)
     Workload.objects.filter(pk__in=[row.pk for row in gone]).update(gone_at=now)
     for row in gone:
         audit.record(SYSTEM, "workload.gone", row, tenant=platform.tenant)
-    return len(gone)
+    return gone
 
 
 def _locked(platform_id: UUID) -> Platform:

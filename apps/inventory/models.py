@@ -187,6 +187,11 @@ class Workload(models.Model):
         return self.name
 
     @property
+    def rests(self) -> bool:
+        """Nothing is expected of it: left out on purpose, or gone from its platform."""
+        return self.excluded or self.gone_at is not None
+
+    @property
     def disk_bytes(self) -> int:
         """How large a machine's disks are together, as far as they are protected."""
         return sum(disk["size_bytes"] for disk in self.facts.get("disks", []) if not disk.get("why_left_out"))

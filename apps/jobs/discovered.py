@@ -41,8 +41,8 @@ def completed(job: Job, task: Task, result: DiscoverResult, now: datetime) -> Fa
         return None
     gone = discovery.finish(job.platform.pk, task.pk, now, whole=result.whole, problems=result.problems)
     if gone:
-        log.info("platform %s: %s machines are gone", job.platform.pk, gone)
-    objectives.refresh(rules.apply(job.tenant), now)
+        log.info("platform %s: %s machines are gone", job.platform.pk, len(gone))
+    objectives.refresh([*gone, *rules.apply(job.tenant)], now)
     publish.nudge(job.tenant_id, "platforms")
     if result.whole:
         return None

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
+from django.db.models import Q
+
 from apps.errors import Conflict, DomainError
 from apps.iam.models import Tenant
 from apps.inventory import repositories
@@ -49,7 +51,7 @@ def follow(now: datetime) -> int:
     changed = 0
     ruled = AssignmentRule.objects.values("policy__tenant")
     taken = Assignment.objects.filter(by_rule=True).values("policy__tenant")  # their rule may have been removed
-    for tenant in Tenant.objects.filter(is_active=True, pk__in=ruled.union(taken)):
+    for tenant in Tenant.objects.filter(Q(pk__in=ruled) | Q(pk__in=taken), is_active=True):
         try:
             moved = rules.apply(tenant)
             objectives.refresh(moved, now)

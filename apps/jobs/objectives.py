@@ -50,11 +50,11 @@ def refresh_changed(now: datetime) -> int:
 
 def _is_told(workload: Workload, policy: Policy | None, runs_at: datetime | None) -> bool:
     row = getattr(workload, "protection", None)
-    if row is None or (row.state == ProtectionState.EXCLUDED) != workload.excluded:
+    if row is None or (row.state == ProtectionState.EXCLUDED) != workload.rests:
         return False
     if policy is None or not policy.enabled:
         return (row.objective_hours, row.next_run_at) == (None, None)
-    return (row.objective_hours, row.next_run_at) == (policy.objective_hours, None if workload.excluded else runs_at)
+    return (row.objective_hours, row.next_run_at) == (policy.objective_hours, None if workload.rests else runs_at)
 
 
 def next_run(policy: Policy, now: datetime) -> datetime | None:
@@ -75,7 +75,7 @@ def _tell(workload: Workload, policy: Policy | None, now: datetime) -> None:
     if policy is None or not policy.enabled:
         protection.set_objective(workload.pk, None, None, now)
     else:
-        runs_at = None if workload.excluded else next_run(policy, now)
+        runs_at = None if workload.rests else next_run(policy, now)
         protection.set_objective(workload.pk, policy.objective_hours, runs_at, now)
 
 

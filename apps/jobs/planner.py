@@ -103,7 +103,7 @@ def _make(runs: list[Due], now: datetime) -> int:
     # All at once and in one order, so that two planners and a user's click cannot wait for one another in a circle.
     covered = Workload.objects.select_for_update(no_key=True, of=("self",)).filter(assignment__policy=policy)
     workloads = covered.select_related("platform__node", "assignment", "tenant").order_by("pk")
-    return sum(_make_one(policy, workload, runs, now) for workload in workloads if not workload.excluded)
+    return sum(_make_one(policy, workload, runs, now) for workload in workloads if not workload.rests)
 
 
 def _make_one(policy: Policy, workload: Workload, runs: list[Due], now: datetime) -> bool:

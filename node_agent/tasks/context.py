@@ -42,6 +42,7 @@ class TaskContext:
     holder: LockHolder
     cache_dir: Path
     staging_dir: Path
+    state_dir: Path = Path("/nonexistent")  # what drivers of platforms must remember over restarts; private
     staging_max_bytes: int = 0
     private: tuple[Path, ...] = ()  # the node's own secrets: never part of a backup
     now: Callable[[], float] = time.time  # the server's clock

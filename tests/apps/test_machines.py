@@ -13,10 +13,10 @@ from apps.errors import Conflict, Denied, Invalid, NotFound
 from apps.iam.models import AuditEvent
 from apps.inventory import platforms
 from apps.inventory.models import Workload
-from apps.jobs import discovery, requests
+from apps.jobs import discovery, planner, requests
 from apps.jobs.models import Job, JobKind, State, Task, Trigger
 from apps.policies import assignment, matching, rules
-from apps.policies.models import Assignment, AssignmentRule, Policy
+from apps.policies.models import Assignment, AssignmentRule, Policy, Schedule
 from node_agent.protocol import MachineTarget, ProbeCheck, ProbeResult, RestoreTarget
 from tests.apps.acting import ActingNode, backup_result
 from tests.apps.clouds import KEY, SECRET, find, last_job, machine, make_platform, workload
@@ -50,13 +50,26 @@ def test_renamed_it_is_the_same_gone_it_keeps_its_points_and_back_it_is_the_same
     assert Workload.objects.get(pk=first.pk).name == "shop"
     find(world.alpha, kvm, [machine(2)])
     gone = Workload.objects.get(pk=first.pk)
-    assert gone.gone_at and gone.points.count() == 1
+    assert gone.gone_at and gone.points.count() == 1 and gone.protection.state == ProtectionState.EXCLUDED
     with pytest.raises(Conflict, match="gone"):
         assignment.assign(world.admin, [gone], world.alpha.policy)
         requests.backup_now(world.admin, gone)
     find(world.alpha, kvm, [machine(1, "shop"), machine(2)])
     back = Workload.objects.get(pk=first.pk)
-    assert back.gone_at is None and Workload.objects.filter(platform=kvm).count() == 2
+    assert back.gone_at is None and back.protection.state != ProtectionState.EXCLUDED
+    assert Workload.objects.filter(platform=kvm).count() == 2
+
+
+def test_of_a_machine_that_is_gone_no_run_is_planned(world, kvm):
+    find(world.alpha, kvm, [machine(1), machine(2)])
+    assignment.assign(world.admin, [workload(kvm, 1), workload(kvm, 2)], world.alpha.policy)
+    find(world.alpha, kvm, [machine(2)])
+    now = timezone.now()
+    Assignment.objects.update(created_at=now - timedelta(days=3))
+    Schedule.objects.update(planned_until=now - timedelta(days=2))
+    planner.plan(now)
+    jobs = Job.objects.filter(kind=JobKind.BACKUP, workload__platform=kvm)
+    assert [job.workload.name for job in jobs] == ["web02"]
 
 
 def test_a_name_that_a_user_gave_stays_until_the_machine_is_renamed(world, kvm):
