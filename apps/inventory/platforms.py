@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from django.utils.translation import gettext as _
 
@@ -36,7 +37,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     PlatformKind.KVM: Kind("kvm1.example", "root", ("uri", "scratch"), ("private-key", "key-passphrase", "password")),
-    PlatformKind.RBD: Kind("mon1.example:6789", "admin", ("pools",), ("key",)),
+    PlatformKind.RBD: Kind("mon1.example:6789", "admin", ("fsid", "pools"), ("key",)),
 }
 _ADDRESS = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?\Z|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?\Z")
 _LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")
@@ -87,7 +88,21 @@ def clean_options(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
     found = _texts("options", given, KINDS[kind].options)
     if "scratch" in found and not re.fullmatch(r"/[^\x00\n]*", found["scratch"]):
         raise InvalidPlatform("options", _("The scratch folder must be an absolute path on the host."))
+    if kind == PlatformKind.RBD:
+        _require_cluster(found)
     return found
+
+
+def _require_cluster(found: Mapping[str, str]) -> None:
+    """Which cluster is meant, and what of it may be touched: neither is guessed."""
+    try:
+        UUID(found.get("fsid", ""))
+    except ValueError:
+        raise InvalidPlatform(
+            "options", _("The cluster's fsid is missing, or is none."), hint=_("“ceph fsid” prints it.")
+        ) from None
+    if not [pool for pool in found.get("pools", "").split(",") if pool.strip()]:
+        raise InvalidPlatform("options", _("The pools are missing."), hint=_("Name at least one, such as vms."))
 
 
 def clean_secrets(kind: str, given: Mapping[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.models import User
-from apps.inventory.models import Platform
+from apps.inventory.models import Platform, PlatformKind
 from apps.jobs import machine_restores
 from apps.jobs.models import RestoreDraft
 from node_agent.protocol import MachineTarget, RestoreTarget
@@ -99,6 +99,12 @@ class MachineTargetForm(forms.Form):
         self.user, self.draft, self.order = user, draft, RestoreTarget(driver=own.kind, path="")
         same = Platform.objects.filter(tenant=draft.tenant_id, kind=own.kind)
         self.fields["platform"].queryset = access.visible(user, same, Right.RESTORE_ELSEWHERE)
+        if own.kind == PlatformKind.RBD:  # an image is a disk: it has no networks, and is not started
+            for name in ("host", "networks", "new_identity", "start", "format"):
+                del self.fields[name]
+            self.fields["name"].label = _("Name of the new image")
+            self.fields["storage"].label = _("Pool")
+            self.fields["storage"].help_text = _("One of the platform's. Empty: the one it was in.")
         if not access.can(user, Right.RESTORE_IN_PLACE, draft.workload):
             self.fields["where"].choices = WHERE[:1]
             self.fields["where"].help_text = _("Restoring to the same place needs the role Administrator.")
@@ -119,17 +125,17 @@ class MachineTargetForm(forms.Form):
         machine = MachineTarget(
             platform=data["platform"].pk,
             name=data["name"],
-            host=data["host"].strip(),
+            host=data.get("host", "").strip(),
             storage=data["storage"],
-            networks=data["networks"],
-            new_identity=data["new_identity"],
-            start=data["start"],
+            networks=data.get("networks", {}),
+            new_identity=data.get("new_identity", True),
+            start=data.get("start", False),
         )
         told = RestoreTarget(
             driver=self.draft.workload.platform.kind,
             path="",
             in_place=data["where"] == IN_PLACE,
-            format=data["format"],
+            format=data.get("format", ""),
             machine=machine,
         )
         try:
@@ -156,8 +162,11 @@ def summary(draft: RestoreDraft) -> list[str]:
     lines = [_("Restore %(what)s of “%(name)s” as of %(at)s.") % {"what": what, "name": draft.workload, "at": taken}]
     there = Platform.objects.filter(pk=machine["platform"]).first()
     words = {"name": machine["name"], "platform": there}
+    is_image = draft.workload.platform.kind == PlatformKind.RBD
     if target.get("in_place"):
         lines.append(_("“%(name)s” on “%(platform)s” is replaced: what it holds now is lost.") % words)
+    elif is_image:
+        lines.append(_("A new image “%(name)s” is made on “%(platform)s”.") % words)
     else:
         lines.append(_("A new machine “%(name)s” is made on “%(platform)s”.") % words)
         if machine["new_identity"]:
@@ -170,7 +179,8 @@ def summary(draft: RestoreDraft) -> list[str]:
         lines.append(_("The disks' format is %s.") % target["format"])
     for one, other in machine["networks"].items():
         lines.append(_("Instead of the network %(one)s it uses %(other)s.") % {"one": one, "other": other})
-    lines.append(_("It is started when it is there.") if machine["start"] else _("It is not started."))
+    if not is_image:
+        lines.append(_("It is started when it is there.") if machine["start"] else _("It is not started."))
     if point.outcome == "partial":
         lines.append(_("This point is partial: %d items are not in it.") % point.left_out_count)
     return lines

@@ -24,16 +24,19 @@ DRIVERS: dict[str, type[Driver]] = {driver.name: driver for driver in (FilesDriv
 
 @dataclass(frozen=True)
 class PlatformDriver:
-    """``make`` imports the driver; ``modules`` and ``programs`` are what it cannot work without."""
+    """``make`` imports the driver; ``modules`` and ``programs`` are what it cannot work without, and ``lacks``
+    says what else is missing."""
 
     make: Callable[[PlatformAccess, TaskContext], MachinePlatform]
     modules: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    lacks: Callable[[], list[str]] = list
 
     @property
     def missing(self) -> list[str]:
         modules = [f"the Python package {name}" for name in self.modules if importlib.util.find_spec(name) is None]
-        return modules + [f"the program {name}" for name in self.programs if shutil.which(name) is None]
+        programs = [f"the program {name}" for name in self.programs if shutil.which(name) is None]
+        return [*modules, *programs, *self.lacks()]
 
 
 PLATFORMS: dict[str, PlatformDriver] = {}

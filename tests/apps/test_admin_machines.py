@@ -192,6 +192,20 @@ def test_the_wizard_brings_a_machine_back_in_plain_words(client, world, kvm):
     assert spec.target.machine.networks == {"default": "lab"} and spec.target.machine.new_identity
 
 
+def test_an_image_of_a_cluster_is_not_asked_for_networks(client, world, kvm):
+    find(world.alpha, kvm, [machine(1)])
+    Platform.objects.filter(pk=kvm.pk).update(kind="rbd")
+    RestorePoint.objects.filter(pk=world.alpha.point.pk).update(workload=workload(kvm))
+    client.get(reverse("admin:restore_new"), {"point": world.alpha.point.pk})
+    draft = RestoreDraft.objects.get(user=world.owner)
+    target = reverse("admin:restore_target", args=[draft.pk])
+    text = client.get(target).content.decode()
+    assert 'name="networks"' not in text and 'name="start"' not in text and "Pool" in text
+    assert client.post(target, {"where": "elsewhere", "platform": kvm.pk, "name": "copy"}).status_code == 302
+    text = client.get(reverse("admin:restore_confirm", args=[draft.pk])).content.decode()
+    assert "A new image “copy”" in text and "started" not in text.split("This will happen")[1]
+
+
 def test_the_job_shows_each_disk(client, world):
     parts = [
         {"name": "vda", "total_bytes": 10 << 30, "done_bytes": 1 << 30},

@@ -182,6 +182,18 @@ def test_a_password_is_not_sent_to_a_host_that_it_was_not_given_for(kvm):
     platforms.refuse_theft(kvm, ["evil.example"], {"password": "given again"})
 
 
+FSID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+
+
+def _of_rbd(_kind, given):
+    return platforms.clean_options("rbd", given)
+
+
+def test_a_cluster_is_named_by_its_fsid_and_pools():
+    told = {"fsid": FSID, "pools": "vms, images"}
+    assert platforms.clean_options("rbd", told) == told
+
+
 @pytest.mark.parametrize(
     ("clean", "given"),
     [
@@ -189,6 +201,7 @@ def test_a_password_is_not_sent_to_a_host_that_it_was_not_given_for(kvm):
         (platforms.clean_addresses, ["x@y"]), (platforms.clean_addresses, "kvm1"), (platforms.clean_addresses, ["a/b"]),
         (platforms.clean_login, "root; rm"), (platforms.clean_login, "-x"),
         (platforms.clean_options, {"nonsense": "1"}), (platforms.clean_options, {"scratch": "tmp"}),
+        (_of_rbd, {"pools": "vms"}), (_of_rbd, {"fsid": FSID}), (_of_rbd, {"fsid": "x", "pools": "vms"}),
         (platforms.clean_secrets, {"token": "x"}), (platforms.clean_secrets, {"password": 5}),
     ],
 )  # fmt: skip

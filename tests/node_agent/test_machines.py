@@ -332,13 +332,13 @@ def test_a_node_logs_in_only_where_its_own_configuration_lets_it(bench: Bench) -
 def test_a_node_tells_only_the_drivers_that_it_can_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kvm" in sources.names()
     lacking = sources.PlatformDriver(
-        bench.there.driver().make, modules=("no_such_module",), programs=("no-such-program",)
+        bench.there.driver().make, modules=("no_such_module",), programs=("no-such-program",), lacks=lambda: ["luck"]
     )
     monkeypatch.setitem(sources.PLATFORMS, "kvm", lacking)
     assert "kvm" not in sources.names()
     with pytest.raises(RefusedError, match="no_such_module") as caught:
         bench.backup()
-    assert "no-such-program" in caught.value.message
+    assert "no-such-program" in caught.value.message and "luck" in caught.value.message
 
 
 def test_secrets_of_a_platform_are_in_no_text(bench: Bench) -> None:

@@ -39,6 +39,7 @@ SHOWN = 200
 LABELS = {
     "uri": gettext_lazy("libvirt's address (empty: qemu:///system)"),
     "scratch": gettext_lazy("Scratch folder on the host (empty: /var/tmp)"),
+    "fsid": gettext_lazy("fsid of the cluster"),
     "pools": gettext_lazy("Pools, separated by commas"),
     "private-key": gettext_lazy("Private key"),
     "key-passphrase": gettext_lazy("Passphrase of the private key"),
