@@ -165,7 +165,8 @@ class Local:
             f"read = {folders([*self.read, str(self.data)])}\n"
             f"write = {folders([str(self.restored), *self.write])}\n"
             f"repositories = {folders([str(self.backups)])}\n"
-            'stores = ["sftp:", "s3:", "azure:", "gs:", "rest:"]\n'  # server and node are one machine here
+            # server and node are one machine here
+            'stores = ["sftp:", "s3:", "azure:", "gs:", "rest:"]\nplatforms = ["kvm:", "rbd:"]\n'
         )
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:

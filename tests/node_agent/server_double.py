@@ -35,10 +35,12 @@ from node_agent.protocol import (
     EnrolRequest,
     ErrorBody,
     FailReport,
+    FoundReport,
     LeasedTask,
     LeaseReply,
     LeaseRequest,
     LogEntry,
+    MachineFacts,
     ProgressReply,
     ProgressReport,
     ReleaseReport,
@@ -67,6 +69,7 @@ class Task:
     released: list[str] = field(default_factory=list)
     completions: int = 0
     directories: dict[str, list[Directory]] = field(default_factory=dict)
+    machines: list[MachineFacts] = field(default_factory=list)
     uploaded: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -279,6 +282,7 @@ class ServerDouble:
             "release": ReleaseReport,
             "directories/wanted": DirectoriesWanted,
             "directories": DirectoriesReport,
+            "found": FoundReport,
         }
         told: Any = kinds[verb].model_validate_json(body)
         with self._news:
@@ -326,6 +330,10 @@ class ServerDouble:
             task.directories.setdefault(directory.tree_id, []).append(directory)
             if directory.last:
                 self.known_trees.add(directory.tree_id)
+        return Ack()
+
+    def _found(self, task: Task, told: FoundReport) -> Ack:
+        task.machines += told.machines
         return Ack()
 
     def _now(self) -> datetime:

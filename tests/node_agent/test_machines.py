@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -37,8 +38,10 @@ from node_agent.task_report import progress_report
 from node_agent.tasks import sources
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.dispatch import perform
+from node_agent.worker import Worker
 from tests.node_agent.machine_double import BLOCK, KEY, Hypervisor, Vm, access
 from tests.node_agent.nodes import Place, restic
+from tests.node_agent.server_double import ServerDouble
 
 UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 MIB = 1 << 20
@@ -357,3 +360,21 @@ def test_words_of_this_version_are_read_by_the_version_before_and_its_words_by_t
     del told["source"]["machine"]
     read = BackupSpec.model_validate({**told, "something-newer": 1})
     assert read.platform is None and read.source.machine is None and read.kind == TaskKind.BACKUP
+
+
+def test_a_node_at_work_tells_its_server_what_there_is_and_of_each_disk(
+    bench: Bench, server: ServerDouble, start: Callable[..., Worker]
+) -> None:
+    config = bench.place.state / "node.toml"
+    config.write_text(config.read_text().replace("[roots]\n", '[roots]\nplatforms = ["kvm:kvm1.example"]\n'))
+    for number in range(150):
+        bench.there.vms[f"id-{number}"] = Vm(f"vm{number}", {"sda": bytearray(512)})
+    start()
+    looked = server.wait(server.add(DiscoverSpec(platform=access())))
+    assert looked.state == "succeeded" and len(looked.machines) == 151
+    stored = server.wait(server.add(bench.backup_spec()))
+    assert stored.state == "succeeded", stored.failure
+    assert stored.result is not None and stored.result.last is not None
+    assert [part.name for part in stored.result.last.parts] == ["vda", "vdb"]
+    refused = server.wait(server.add(DiscoverSpec(platform=access(addresses=["elsewhere.example"]))))
+    assert refused.failure is not None and refused.failure.code == RefusedError.code
