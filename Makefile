@@ -22,19 +22,22 @@ RUN_COMMANDS := qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-io:qemu-utils mke2f
 TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
                  /usr/lib/postgresql/15/bin/postgres:postgresql-15 ip:iproute2 mount:mount \
                  rclone:rclone sshd:openssh-server ssh:openssh-client
-LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common radosgw:radosgw restic:restic
+LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common radosgw:radosgw restic:restic \
+                libvirtd:libvirt-daemon-system virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
+                sshd:openssh-server ssh:openssh-client busybox:busybox-static cpio:cpio syslinux:syslinux mcopy:mtools \
+                /usr/lib/syslinux/mbr/mbr.bin:syslinux-common mke2fs:e2fsprogs sfdisk:fdisk setfacl:acl openssl:openssl
 
 .PHONY: help demo run test test-postgres test-lab check lint format bench soak clean
 help:
 	@echo "make demo    protect real data, restore it and see it happen (SOURCE=/path IMAGE=/disk.qcow2 ONCE=1 PORT=n)"
 	@echo "make run     standalone server and a local node (PORT=n)"
 	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
-	@echo "make test-lab  what needs a real Ceph and its S3 gateway: installs them (61 MB), starts its own, ends it"
+	@echo "make test-lab  what needs a real Ceph or a real hypervisor: installs them, starts its own, ends them"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
 	@echo "make soak    random lives of a repository, then fuzzing, until the time is over (SECONDS_EACH=600 SEED=n)"
 	@echo "make bench   benchmarks against peers, in one run (35 minutes; BENCH_SMALL=1: some minutes)"
 
-$(STAMPS)/system-%:
+$(STAMPS)/system-%: Makefile
 	@.ci/system-packages $(if $(filter test,$*),$(TEST_COMMANDS),$(if $(filter lab,$*),$(LAB_COMMANDS),$(RUN_COMMANDS)))
 	@mkdir -p $(STAMPS) && touch $@
 
@@ -74,7 +77,7 @@ test-postgres: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 	$(BIN)/python -m tests.lab.services -- $(BIN)/python $(PYTEST) $(TESTS)
 
 test-lab: $(STAMPS)/dev $(STAMPS)/system-lab
-	$(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab or object_lock"
+	BRS_LAB=1 $(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab or object_lock"
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .

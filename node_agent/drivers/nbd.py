@@ -1,7 +1,7 @@
-"""A small NBD client: read-only access to an export that qemu serves on a unix socket.
+"""A small NBD client: reads and writes an export that qemu serves on a unix socket.
 
 Speaks the "fixed newstyle" handshake with structured replies and block status, as laid down in
-https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Not spoken: TLS, writing, the
+https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Not spoken: TLS, the
 old handshake. One request is under way at a time; use one connection for each thread.
 """
 
@@ -32,7 +32,8 @@ _STRUCTURED_REPLY = 0x668E33EF
 _OPT_GO, _OPT_STRUCTURED, _OPT_SET_META = 7, 8, 10
 _REP_ACK, _REP_INFO, _REP_META_CONTEXT, _REP_ERROR_BIT = 1, 3, 4, 1 << 31
 _INFO_EXPORT = 0
-_CMD_READ, _CMD_DISCONNECT, _CMD_BLOCK_STATUS = 0, 2, 7
+_CMD_READ, _CMD_WRITE, _CMD_DISCONNECT, _CMD_FLUSH, _CMD_WRITE_ZEROES, _CMD_BLOCK_STATUS = 0, 1, 2, 3, 6, 7
+_FLAG_READ_ONLY, _FLAG_FLUSH, _FLAG_ZEROES = 1 << 1, 1 << 2, 1 << 6
 _CHUNK_NONE, _CHUNK_DATA, _CHUNK_HOLE, _CHUNK_STATUS, _CHUNK_ERROR_BIT = 0, 1, 2, 5, 1 << 15
 _CHUNK_DONE = 1
 _MAX_OPTION_REPLY = 1 << 20
@@ -53,6 +54,7 @@ class NbdClient:
     contexts: Sequence[str] = (ALLOCATION,)
     timeout_s: float = 300.0
     size: int = 0
+    flags: int = 0
     granted: dict[str, int] = field(default_factory=dict)
     _sock: socket.socket | None = None
     _handle: int = 0
@@ -107,6 +109,31 @@ class NbdClient:
             self._read_into(memoryview(out)[done : done + step], offset + done)
             done += step
         return bytes(out)
+
+    @property
+    def writable(self) -> bool:
+        return not self.flags & _FLAG_READ_ONLY
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """All of ``data``; on disk only after :meth:`flush`."""
+        view = memoryview(data)
+        for start in range(0, len(view), MAX_READ):
+            piece = view[start : start + MAX_READ]
+            self._done(_CMD_WRITE, offset + start, len(piece), piece)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, which need not take space."""
+        if not self.flags & _FLAG_ZEROES:
+            raise NbdError("The image's server cannot write zeros.")
+        while length:
+            step = min(MAX_STATUS, length)
+            self._done(_CMD_WRITE_ZEROES, offset, step)
+            offset, length = offset + step, length - step
+
+    def flush(self) -> None:
+        """What was written is on disk when this returns."""
+        if self.flags & _FLAG_FLUSH:
+            self._done(_CMD_FLUSH, 0, 0)
 
     def status(self, context: str, offset: int = 0, length: int | None = None) -> Iterator[tuple[int, int, int]]:
         """(offset, length, flags) of each run in the range, in order and without gaps."""
@@ -179,6 +206,7 @@ class NbdClient:
         for kind, payload in replies:
             if kind == _REP_INFO and len(payload) >= 12 and int.from_bytes(payload[:2], "big") == _INFO_EXPORT:
                 self.size = int.from_bytes(payload[2:10], "big")
+                self.flags = int.from_bytes(payload[10:12], "big")
                 return
         raise NbdError("The image's server did not tell the size of the image.")
 
@@ -216,10 +244,18 @@ class NbdClient:
             raise NbdError(f"The image's server told no block status at offset {offset}.")
         return runs
 
-    def _request(self, command: int, offset: int, length: int) -> Iterator[tuple[int, bytes | bytearray]]:
+    def _done(self, command: int, offset: int, length: int, data: memoryview | None = None) -> None:
+        for _ in self._request(command, offset, length, data):
+            raise NbdError("The image's server sent data that was not asked for.")
+
+    def _request(
+        self, command: int, offset: int, length: int, data: memoryview | None = None
+    ) -> Iterator[tuple[int, bytes | bytearray]]:
         """Send a request; the chunks of its reply. Must be used up before the next request."""
         self._handle += 1
         self._send(struct.pack(">IHHQQI", _REQUEST, 0, command, self._handle, offset, length))
+        if data is not None:
+            self._send(data)
         failure: str | None = None
         while True:
             (magic,) = struct.unpack(">I", self._receive(4))
@@ -239,18 +275,18 @@ class NbdClient:
             if flags & _CHUNK_DONE:
                 break
         if failure is not None:
-            raise NbdError(f"The image cannot be read at offset {offset}: {failure}.")
+            raise _cannot(command, offset, failure)
 
     def _simple_reply(self, command: int, offset: int, length: int) -> Iterator[tuple[int, bytes | bytearray]]:
         error, handle = struct.unpack(">IQ", self._receive(12))
         if handle != self._handle:
             raise NbdError("The image's server sent a malformed reply.")
         if error:
-            raise NbdError(f"The image cannot be read at offset {offset}: error {error}.")
+            raise _cannot(command, offset, f"error {error}")
         if command == _CMD_READ:
             yield _CHUNK_DATA, struct.pack(">Q", offset) + self._receive(length)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         if self._sock is None:
             raise NbdError("The connection to the image's server is closed.")
         try:
@@ -272,6 +308,11 @@ class NbdClient:
                 raise NbdError("The image's server hung up in the middle of a reply.")
             done += step
         return data
+
+
+def _cannot(command: int, offset: int, why: str) -> NbdError:
+    verb = "written" if command in (_CMD_WRITE, _CMD_WRITE_ZEROES, _CMD_FLUSH) else "read"
+    return NbdError(f"The image cannot be {verb} at offset {offset}: {why}.")
 
 
 def _error_text(payload: bytes | bytearray) -> str:

@@ -12,28 +12,19 @@ in ``~/.ssh``.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import io
-import logging
 import posixpath
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import paramiko
-from paramiko.pkey import UnknownKeyType
 
 from node_agent.errors import BackendError, BackendUnavailable, ConfigError
 from node_agent.repository.backend.settings import Settings
 from node_agent.repository.backend.sftp_session import Broken, Session
+from node_agent.ssh_trust import SILENT, fingerprint, is_pinned, parse_host_key, parse_private_key, quick_transport
 
 _CONNECT_S = 15
-_KEEPALIVE_S = 30
-_SILENT = "node_agent.paramiko"
-logging.getLogger(_SILENT).setLevel(logging.CRITICAL)  # it logs a traceback of all that it raises, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +52,7 @@ class Login:
     def connect(self) -> Session:
         """Raises BackendUnavailable when nobody answers, BackendError when one side does not trust the other."""
         client = paramiko.SSHClient()
-        client.set_log_channel(_SILENT)
+        client.set_log_channel(SILENT)
         try:
             self._trust(client)
             self._log_in(client)
@@ -79,7 +70,7 @@ class Login:
         elif self.host_key.startswith("SHA256:"):
             client.set_missing_host_key_policy(_Pinned(self.host_key, self.url))
         else:
-            key = _parse_key(self.host_key)
+            key = parse_host_key(self.host_key)
             client.get_host_keys().add(self._listed_as, key.get_name(), key)
 
     @property
@@ -87,7 +78,7 @@ class Login:
         return self.host if self.port == 22 else f"[{self.host}]:{self.port}"
 
     def _log_in(self, client: paramiko.SSHClient) -> None:
-        key = _private_key(self.private_key, self.passphrase) if self.private_key else None
+        key = parse_private_key(self.private_key, self.passphrase) if self.private_key else None
         named = key is not None or self.key_file is not None or self.password is not None
         try:
             client.connect(
@@ -104,7 +95,7 @@ class Login:
                 channel_timeout=_CONNECT_S,
                 allow_agent=not named,
                 look_for_keys=not named,
-                transport_factory=_transport,
+                transport_factory=quick_transport,
             )
         except paramiko.BadHostKeyException as error:
             raise _not_pinned(self.url, error.key) from error
@@ -128,29 +119,13 @@ class Login:
         ) from error
 
 
-class _Transport(paramiko.Transport):
-    _preferred_ciphers = (
-        "aes128-gcm@openssh.com",  # one pass instead of two: half as much again as with a separate MAC
-        "aes256-gcm@openssh.com",
-        "aes128-ctr",
-        "aes192-ctr",
-        "aes256-ctr",
-    )
-
-
-def _transport(*args: Any, **kwargs: Any) -> paramiko.Transport:
-    transport = _Transport(*args, **kwargs)
-    transport.set_keepalive(_KEEPALIVE_S)
-    return transport
-
-
 class _Pinned(paramiko.MissingHostKeyPolicy):
     def __init__(self, fingerprint: str | None, url: str) -> None:
         self._fingerprint = fingerprint
         self._url = url
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        if self._fingerprint is None or self._fingerprint.rstrip("=") != fingerprint(key):
+        if self._fingerprint is None or not is_pinned(self._fingerprint, key):
             raise _not_pinned(self._url, key)
 
 
@@ -158,34 +133,6 @@ def _not_pinned(url: str, key: paramiko.PKey) -> BackendError:
     return BackendError(
         f"The host key of {url} is not a known one: it is {key.get_name()} {fingerprint(key)}.",
         hint="Compare it with the server's own; if it is right, give it as option host-key, or add it to known_hosts.",
-    )
-
-
-def fingerprint(key: paramiko.PKey) -> str:
-    return "SHA256:" + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
-
-
-def _parse_key(line: str) -> paramiko.PKey:
-    try:
-        kind, data = line.split()[:2]
-        return paramiko.PKey.from_type_string(kind, base64.b64decode(data, validate=True))
-    except (ValueError, binascii.Error, paramiko.SSHException, UnknownKeyType) as error:
-        raise ConfigError(
-            "The option host-key is no host key.", hint="Write “ssh-ed25519 AAAA…” or “SHA256:…”."
-        ) from error
-
-
-def _private_key(text: str, passphrase: str | None) -> paramiko.PKey:
-    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
-        try:
-            return kind.from_private_key(io.StringIO(text.strip() + "\n"), passphrase)
-        except paramiko.PasswordRequiredException as error:
-            raise ConfigError("The private key is locked.", hint="Give its passphrase, too.") from error
-        except (paramiko.SSHException, ValueError):
-            continue
-    raise ConfigError(
-        "The private key is not understood.",
-        hint="Give the whole file of an Ed25519, ECDSA or RSA key, and its passphrase if it has one.",
     )
 
 

@@ -1,0 +1,309 @@
+"""A KVM host, as the tasks see it: its machines, a connection test, backups, imports, and what we left there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node_agent.drivers.base import Changes, Consistency, Disk, Finding, Machine
+from node_agent.drivers.libvirt import pull, run_folder, stopped, tracking
+from node_agent.drivers.libvirt.access import BackupRequest, HostAccess, ImportRequest
+from node_agent.drivers.libvirt.content import NbdContent, dirty_context
+from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy
+from node_agent.drivers.libvirt.freeze import Begun
+from node_agent.drivers.libvirt.host import Host, checked_uuid
+from node_agent.drivers.libvirt.import_ import Imported, attach_disk, import_machine
+from node_agent.drivers.libvirt.import_disk import DiskReader
+from node_agent.drivers.libvirt.import_xml import Placed
+from node_agent.drivers.libvirt.inventory import Vm, internal_snapshots, machine, machines
+from node_agent.drivers.libvirt.journal import Entry, Journal
+from node_agent.drivers.libvirt.metadata import describe_machine, firmware_files
+from node_agent.drivers.libvirt.probe import probe
+from node_agent.drivers.libvirt.pull import Plan
+from node_agent.drivers.libvirt.tracking import Tracking
+from node_agent.errors import BrsError, SourceError
+from node_agent.items import Issue, Severity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One backup under way."""
+
+    host: Host
+    vm: Vm
+    request: BackupRequest
+    plan: Plan
+    old: str = ""  # the checkpoint that libvirt was told of again
+    notes: list[Issue] = field(default_factory=list)
+    acknowledged: bool = False
+    settled: bool = False  # nothing but what is to be kept is left on the hypervisor
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+    def note(self, target: str, code: str, message: str) -> None:
+        self.notes.append(Issue(target, code, message, Severity.NOTE))
+
+
+class LibvirtHost:
+    """``state``: a folder of this node's own, which outlives the process. ``now``: seconds since the epoch."""
+
+    def __init__(self, access: HostAccess, state: Path, now: Callable[[], float] = time.time) -> None:
+        self.access = access
+        self._state = state
+        self._now = now
+
+    def inventory(self) -> list[Vm]:
+        with Host(self.access) as host:
+            return machines(host)
+
+    @contextmanager
+    def open(self, request: BackupRequest) -> Iterator[Machine]:
+        """The machine as it is at one instant. What an earlier run of this mark left behind is removed first.
+
+        Raises MachineMissing, MachineBusy, MachineMoved (also while it is read: then open it anew), HypervisorError,
+        HypervisorUnreachable.
+        """
+        checked_uuid(request.machine)
+        with Host(self.access) as host:
+            journal = Journal(self._state, self.access, request.machine)
+            vm = settle(host, request, journal)
+            if not vm.protected:
+                raise SourceError(f"{vm.name} has no disk that can be protected.", hint="Its page says why of each.")
+            path = run_folder.new_path(host, request)
+            run = _planned(host, vm, request)
+            journal.write(Entry(self.access.shown, vm.uuid, path, run.plan.checkpoint))
+            opened = self._running if vm.running else self._stopped
+            with opened(run, path) as found:
+                yield found
+            if run.settled:
+                journal.clear()
+
+    def probe(self, uuid: str = "") -> Iterator[Finding]:
+        """The connection test; ``uuid`` is the machine that a short job is tried on (else one that runs)."""
+        return probe(self.access, uuid)
+
+    def import_machine(
+        self,
+        point: Mapping[str, bytes],
+        disks: Mapping[str, DiskReader],
+        request: ImportRequest,
+        tick: Callable[[int], None] = lambda _: None,
+    ) -> Imported:
+        """See :func:`node_agent.drivers.libvirt.import_.import_machine`."""
+        with Host(self.access) as host:
+            return import_machine(host, Journal(self._state, self.access, "import"), point, disks, request, tick)
+
+    def attach_disk(
+        self, uuid: str, reader: DiskReader, placed: Placed, tick: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """See :func:`node_agent.drivers.libvirt.import_.attach_disk`."""
+        with Host(self.access) as host:
+            attach_disk(host, Journal(self._state, self.access, "import"), uuid, reader, placed, tick)
+
+    def traces(self, uuid: str, mark: str) -> list[str]:
+        """What of us is on the machine: checkpoints, bitmaps and folders."""
+        request = BackupRequest(uuid, mark)
+        with Host(self.access) as host:
+            vm = machine(host, uuid)
+            return [*tracking.strays(host, vm, request, "", ask_qemu=True), *run_folder.leftovers(host, request, "")]
+
+    def remove_traces(self, uuid: str, mark: str) -> None:
+        """Everything of this mark; the next backup reads all. MachineBusy while one runs."""
+        request = BackupRequest(uuid, mark)
+        with Host(self.access) as host:
+            vm = settle(host, request, Journal(self._state, self.access, uuid))
+            tracking.drop_strays(host, vm, request, "", ask_qemu=True)
+
+    @contextmanager
+    def _running(self, run: _Run, path: str) -> Iterator[Machine]:
+        host, vm, request = run.host, run.vm, run.request
+        with run_folder.run_folder(host, request, path, vm.state) as folder:
+            try:
+                instant = self._now()
+                begun = _begin(run, folder)
+                if begun.why_not_frozen:
+                    run.note("", "not-frozen", f"The point is crash-consistent: {begun.why_not_frozen}.")
+                with pull.contents(host, vm, folder, run.plan) as contents:
+                    dirty = {target: dirty_context(target) for target in run.plan.since}
+                    yield _machine(run, contents, dirty, begun.consistency, instant, run.plan.checkpoint)
+            finally:
+                folder.left = not _finish(run, path)
+            run.settled = not folder.left
+
+    @contextmanager
+    def _stopped(self, run: _Run, path: str) -> Iterator[Machine]:
+        host, vm = run.host, run.vm
+        with run_folder.run_folder(host, run.request, path, vm.state) as folder:
+            with stopped.contents(host, vm, folder, run.plan.since) as contents:
+                dirty = {target: dirty_context(name) for target, name in run.plan.since.items()}
+                kept = next(iter(run.plan.since.values()), "")
+                yield _machine(run, contents, dirty, Consistency.STOPPED, self._now(), kept)
+        run.settled = not folder.left
+
+
+def settle(host: Host, request: BackupRequest, journal: Journal) -> Vm:
+    """Remove what runs that died left behind; the machine as it is then."""
+    entry = journal.read()
+    vm = machine(host, request.machine)
+    own = entry.folder if entry is not None else ""
+    for path in {own, *run_folder.leftovers(host, request, own)} - {""}:
+        if vm.running:
+            pull.abort_job(host, vm, path)
+            _thaw(host, vm, path)
+        run_folder.remove(host, path)
+    wanted = Tracking.of(request.previous.metadata, request) if request.previous is not None else None
+    tracking.drop_strays(host, vm, request, wanted.checkpoint if wanted is not None else "")
+    journal.clear()
+    return vm
+
+
+def _thaw(host: Host, vm: Vm, path: str) -> None:
+    if host.connection.run(f"[ -e {path}/frozen ]").code == 0:
+        host.virsh("domfsthaw", vm.uuid)
+
+
+# --- what is read, and since when ---
+
+
+def _planned(host: Host, vm: Vm, request: BackupRequest) -> _Run:
+    """Which disks get a checkpoint, and which are read by their changes since the last one."""
+    run = _Run(host, vm, request, Plan("", frozenset(), {}))
+    tracked = _trackable(run) if request.track else set()
+    since = _adopted(run, tracked)
+    taken = {*tracking.listed(host, vm.uuid), *since.values(), run.old}
+    name = tracking.next_name(request, taken) if vm.running and tracked else ""
+    run.plan = Plan(name, frozenset(tracked if name else ()), since)
+    return run
+
+
+def _trackable(run: _Run) -> set[str]:
+    """Disks whose format can carry a bitmap, and which one does not harm."""
+    found = set()
+    for disk in run.vm.protected:
+        if not disk.is_qcow2_file:
+            continue
+        if internal_snapshots(run.host, disk):
+            text = "Everything is read: it has internal snapshots, which could not be gone back to beside a bitmap."
+            run.note(disk.target, "tracking-not-possible", text)
+            continue
+        found.add(disk.target)
+    return found
+
+
+def _adopted(run: _Run, tracked: set[str]) -> dict[str, str]:
+    """The checkpoint of the point before, for each disk that can be read by it."""
+    request = run.request
+    if request.previous is None:
+        return {}
+    before = Tracking.of(request.previous.metadata, request)
+    if before is None:
+        return {}
+    targets = tracked & set(before.disks)
+    if not targets:
+        return {}
+    why = _why_unusable(run, before.checkpoint, targets)
+    if why:
+        for target in sorted(targets):
+            run.note(target, "tracking-lost", f"Everything is read: the changes since the last backup are lost: {why}")
+        return {}
+    return {target: before.checkpoint for target in targets if target in request.previous.bases}
+
+
+def _why_unusable(run: _Run, checkpoint: str, targets: set[str]) -> str:
+    if not run.vm.running:
+        whole = [tracking.bitmaps(run.host, disk).get(checkpoint) for disk in run.vm.disks if disk.target in targets]
+        return "" if all(whole) else "the bitmap was not saved when the machine stopped."
+    why = tracking.adopt(run.host, run.vm, checkpoint, targets)
+    if why:
+        _leave_nothing(run.host, run.vm, checkpoint, targets)
+        return f"{why}."
+    run.old = checkpoint
+    return ""
+
+
+def _leave_nothing(host: Host, vm: Vm, checkpoint: str, targets: set[str]) -> None:
+    """Of a checkpoint whose bitmap is broken."""
+    if not tracking.adopt(host, vm, checkpoint, targets, validate=False):
+        tracking.drop(host, vm, checkpoint)
+
+
+def _begin(run: _Run, folder: run_folder.RunFolder) -> Begun:
+    """Begin the job; where libvirt refuses the changes or the checkpoint, without."""
+    plan = run.plan
+    while True:
+        try:
+            return pull.begin_job(run.host, run.vm, run.request, folder, run.plan)
+        except (MachineBusy, HypervisorUnreachable):
+            raise
+        except HypervisorError as error:
+            if run.plan.since:
+                run.plan = Plan(plan.checkpoint, plan.tracked, {})
+                for target in sorted(plan.since):
+                    run.note(target, "tracking-lost", f"Everything is read: {error.message}")
+            elif run.plan.tracked:
+                run.plan = Plan("", frozenset(), {})
+                run.note("", "tracking-not-possible", f"The next backup will read everything: {error.message}")
+            else:
+                raise
+
+
+def _machine(
+    run: _Run,
+    contents: dict[str, NbdContent],
+    dirty: dict[str, str],
+    consistency: Consistency,
+    instant: float,
+    checkpoint: str,
+) -> Machine:
+    vm, disks = run.vm, {}
+    for disk in vm.protected:
+        content, changes = contents[disk.target], None
+        if disk.target in dirty:
+            assert run.request.previous is not None
+            base = run.request.previous.bases[disk.target]
+            changes = Changes(content.dirty(dirty[disk.target]), base)
+        disks[disk.target] = Disk(disk.source, content, disk.format, changes, f"{vm.uuid}/{disk.target}")
+    files, issues = firmware_files(run.host, vm)
+    facts: dict[str, Any] = {"consistency": str(consistency), "instant": instant}
+    metadata = {**describe_machine(run.host, vm, facts), **files}
+    if checkpoint:
+        tracked = run.plan.tracked or set(run.plan.since)
+        metadata[tracking.FILE] = Tracking(vm.uuid, checkpoint, sorted(tracked)).encode()
+    return Machine(
+        disks=disks,
+        metadata=metadata,
+        consistency=consistency,
+        instant=instant,
+        acknowledge=run.acknowledge,
+        left_out=[*vm.issues(), *issues],
+        notes=run.notes,
+    )
+
+
+# --- the end ---
+
+
+def _finish(run: _Run, path: str) -> bool:
+    """End the job and keep the one checkpoint that the next run needs. What fails here the next run settles."""
+    host, vm, name = run.host, run.vm, run.plan.checkpoint
+    try:
+        pull.abort_job(host, vm, path)
+        now = machine(host, vm.uuid)
+        known = tracking.listed(host, vm.uuid)
+        kept, dropped = (name, run.old) if run.acknowledged and name else (run.old, name)
+        if dropped in known:
+            tracking.drop_one(host, now, dropped)
+        if kept in known:
+            tracking.forget(host, vm.uuid, kept)
+    except BrsError as error:
+        logger.warning("%s: what the backup made is left for the next run to remove: %s", vm.name, error)
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""A pull job of libvirt: all disks of a running machine as they were at one instant, served on a unix socket.
+
+What the guest overwrites meanwhile is first saved to a scratch file for each disk. A job that is held keeps the machine
+from migration, snapshots and other jobs, and a scratch folder without space gives the *guest* write errors: so the
+watchdog ends it when space or time run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, SubElement
+
+from node_agent.drivers.libvirt.access import BackupRequest
+from node_agent.drivers.libvirt.content import NbdContent, dirty_context
+from node_agent.drivers.libvirt.errors import HypervisorError
+from node_agent.drivers.libvirt.freeze import Begun, begin
+from node_agent.drivers.libvirt.host import Host
+from node_agent.drivers.libvirt.inventory import Vm
+from node_agent.drivers.libvirt.run_folder import RunFolder
+from node_agent.drivers.libvirt.tracking import checkpoint_xml
+from node_agent.drivers.libvirt.tunnel import Tunnel, tunnel
+from node_agent.drivers.libvirt.xml import text_of
+from node_agent.drivers.nbd import ALLOCATION, NbdClient, NbdError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``tracked``: disks that a new ``checkpoint`` is made for; ``since``: the old one of each disk read by changes."""
+
+    checkpoint: str
+    tracked: frozenset[str]
+    since: Mapping[str, str]
+
+
+def begin_job(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, plan: Plan) -> Begun:
+    backup = folder.write("backup.xml", _backup_xml(vm, folder, plan))
+    words = ["backup-begin", vm.uuid, backup]
+    if plan.tracked:
+        words.append(folder.write("checkpoint.xml", checkpoint_xml(plan.checkpoint, vm.protected, plan.tracked)))
+    return begin(host, vm, request, folder, host.virsh_words(*words))
+
+
+def _backup_xml(vm: Vm, folder: RunFolder, plan: Plan) -> str:
+    backup = Element("domainbackup", mode="pull")
+    SubElement(backup, "server", transport="unix", socket=f"{folder.path}/nbd")
+    disks = SubElement(backup, "disks")
+    protected = {disk.target for disk in vm.protected}
+    for disk in vm.disks:
+        if disk.target not in protected:
+            SubElement(disks, "disk", name=disk.target, backup="no")
+            continue
+        attributes = {"name": disk.target, "backup": "yes", "type": "file", "exportname": disk.target}
+        if disk.target in plan.since:
+            since = plan.since[disk.target]
+            attributes |= {"backupmode": "incremental", "incremental": since, "exportbitmap": disk.target}
+        element = SubElement(disks, "disk", attributes)
+        SubElement(element, "scratch", file=f"{folder.path}/scratch.{disk.target}")
+    return text_of(backup)
+
+
+def abort_job(host: Host, vm: Vm, folder: str) -> None:
+    """End the job if it is the one of this folder; that there is none any more is fine."""
+    if f"{folder}/" not in host.try_virsh("backup-dumpxml", vm.uuid).out:
+        return
+    result = host.try_virsh("domjobabort", vm.uuid)
+    if result.code and f"{folder}/" in host.try_virsh("backup-dumpxml", vm.uuid).out:
+        raise HypervisorError(f"The backup job on {vm.name} cannot be ended: {result.errors.strip()[:300]}")
+
+
+@contextmanager
+def contents(host: Host, vm: Vm, folder: RunFolder, plan: Plan) -> Iterator[dict[str, NbdContent]]:
+    """Each disk of the job, open for reading."""
+    with ExitStack() as stack:
+        through = stack.enter_context(tunnel(host.connection, f"{folder.path}/nbd"))
+        opened = {}
+        for disk in vm.protected:
+            contexts = [ALLOCATION, *([dirty_context(disk.target)] if disk.target in plan.since else [])]
+            client = NbdClient(through.path, disk.target, contexts)
+            _connect(client, through)
+            stack.callback(client.close)
+            opened[disk.target] = NbdContent(client, disk.format, folder.why_broken)
+        yield opened
+
+
+def _connect(client: NbdClient, through: Tunnel) -> None:
+    try:
+        client.connect()
+    except NbdError as error:
+        raise no_way(error, through.complaint()) from error
+
+
+def no_way(error: NbdError, complaint: str) -> HypervisorError:
+    """Why the hypervisor's socket cannot be reached through the tunnel, in words that say what to do."""
+    if "administratively prohibited" in complaint:
+        return HypervisorError(
+            "sshd on the hypervisor forbids forwarding of unix sockets.",
+            hint="Set AllowStreamLocalForwarding yes (and DisableForwarding no) in its sshd_config, and reload it.",
+        )
+    return HypervisorError(
+        f"The hypervisor's NBD socket cannot be reached: {error.message} {complaint}".strip(),
+        hint="The user of the login must be root, or be let at the socket by an ACL (package acl on the hypervisor).",
+    )

@@ -1,0 +1,56 @@
+"""The lab's hypervisor, once for all tests that need it, and guests that are thrown away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.backend_peers import missing, needed
+from tests.lab import libvirt
+from tests.lab.kvm_world import Protected
+from tests.repository.data_world import need_root
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[libvirt.Lab]:
+    if not os.environ.get("BRS_LAB"):
+        pytest.skip("NOT TESTED HERE: a real hypervisor is started by make test-lab (BRS_LAB=1)")
+    need_root()
+    if absent := libvirt.missing_programs():
+        missing(f"{', '.join(absent)} (make test-lab installs them)")
+    needed("e2fsck")
+    with tempfile.TemporaryDirectory(prefix="brs-kvm-", ignore_cleanup_errors=True) as folder:
+        made = libvirt.Lab(Path(folder) / "lab")
+        Path(folder).chmod(0o755)
+        made.up()
+        (made.folder / "scratch").mkdir()
+        try:
+            yield made
+        finally:
+            made.down()
+
+
+@pytest.fixture
+def protected(lab: libvirt.Lab) -> Iterator[Callable[..., Protected]]:
+    """Makes guests of a kind, with a repository each; started unless told otherwise."""
+    made: list[Protected] = []
+
+    def make(name: str, kind: str = "qcow2", *, start: bool = True, **options: int) -> Protected:
+        guest = lab.guest(name, kind, **options)
+        folder = lab.folder / "work" / name  # where qemu, which is another user, can reach it
+        folder.mkdir(parents=True)
+        made.append(Protected(guest, folder))
+        if start:
+            guest.start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.guest.remove()
+        one.repo.close()
+        shutil.rmtree(one.folder)
