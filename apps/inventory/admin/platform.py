@@ -86,6 +86,10 @@ class PlatformForm(ScopedForm):
         if not self.instance._state.adding:
             for name in set(MACHINE_FIELDS) - set(_of(self.instance.kind)):
                 del self.fields[name]
+            if "kind" in self.fields:  # a field still, since what is shown beside it looks at it
+                choices = [(self.instance.kind, self.instance.get_kind_display())]
+                self.fields["kind"].choices = self.fields["kind"].widget.choices = choices
+                self.fields["kind"].disabled = True
         self.fields["addresses_text"].initial = "\n".join(self.instance.addresses)
         self.fields["discover_every_hours"].required = False
         for name in _names("options"):
@@ -245,11 +249,8 @@ class PlatformAdmin(GrantedAdmin):
             return [self.fieldsets[0], (_("How it is reached"), {"fields": _of(obj.kind)})]
         return self.fieldsets if machines and may else self.fieldsets[:1]
 
-    def get_conditional_fields(self, request: HttpRequest, obj: Any = None) -> dict[str, str]:
-        return {} if obj is not None else dict(self.conditional_fields)
-
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        fixed = ["kind"] if obj is not None and obj.holds_machines else ["kind", "node"] if obj is not None else []
+        fixed = ["kind", "node"] if obj is not None and not obj.holds_machines else []
         return [*super().get_readonly_fields(request, obj), *fixed]
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> forms.Field | None:
