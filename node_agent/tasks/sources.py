@@ -39,7 +39,13 @@ class PlatformDriver:
         return [*modules, *programs, *self.lacks()]
 
 
-PLATFORMS: dict[str, PlatformDriver] = {}
+def _kvm(access: PlatformAccess, context: TaskContext) -> MachinePlatform:
+    from node_agent.tasks.platform_kvm import KvmPlatform
+
+    return KvmPlatform(access, context)
+
+
+PLATFORMS: dict[str, PlatformDriver] = {"kvm": PlatformDriver(_kvm, modules=("paramiko",), programs=("ssh",))}
 
 
 def names() -> list[str]:
