@@ -46,6 +46,7 @@ LOOKS: dict[str, Look] = {
     "cancelled": Look("idle", "cancel", gettext_lazy("Cancelled")),
     # restore points and their copies
     "complete": Look("ok", "check_circle", gettext_lazy("Complete")),
+    "not-immutable": Look("warn", "lock_open", gettext_lazy("Not immutable")),
     "present": Look("ok", "check_circle", gettext_lazy("Present")),
     "expiring": Look("idle", "auto_delete", gettext_lazy("Being removed")),
     "expired": Look("idle", "delete", gettext_lazy("Removed")),

@@ -29,7 +29,8 @@ _OPTIONS = {
     "connections", "limit-upload", "limit-download", "limit-windows", "timeout", "cacert", "region",
     "bucket-lookup", "access-key-id", "secret-access-key", "session-token", "host-key", "user", "password",
     "private-key", "key-passphrase", "account-name", "account-key", "account-sas", "tenant-id", "client-id",
-    "client-secret", "endpoint", "endpoint-suffix", "access-token", "service-account-key",
+    "client-secret", "endpoint", "endpoint-suffix", "access-token", "service-account-key", "object-lock",
+    "object-lock-days",
 }  # fmt: skip
 
 

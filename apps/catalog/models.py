@@ -17,6 +17,9 @@ class PointOutcome(models.TextChoices):
     PARTIAL = "partial", _("Partial")
 
 
+NOT_IMMUTABLE = "not-immutable"  # the code of the node's note
+
+
 class RestorePoint(models.Model):
     """One recoverable state of a workload. Written by ``catalog.ingest``; ``task`` makes that idempotent."""
 
@@ -48,6 +51,11 @@ class RestorePoint(models.Model):
 
     def __str__(self) -> str:
         return f"{self.workload} · {self.taken_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def immutable_refused(self) -> str | None:
+        """Why a point that was to be locked is not (the node's note); None: it is, or need not be."""
+        return next((str(item["message"]) for item in self.left_out if item.get("code") == NOT_IMMUTABLE), None)
 
 
 class CopyState(models.TextChoices):

@@ -97,7 +97,7 @@ def _judge(workload: Workload, row: Protection, partial: RestorePoint | None, no
         return ProtectionState.EXCLUDED, _("It is gone from its platform. Its points stay.")
     if row.last_good_at is None and partial is None:
         return ProtectionState.UNPROTECTED, _nothing(row)
-    reason = _damage(workload) or _age(row, now) or _last_run(row, partial)
+    reason = _damage(workload) or _age(row, now) or _last_run(row, partial) or _not_immutable(row.last_good)
     if not reason and row.objective_hours is None:
         reason = _("No policy covers it, so it is not backed up by itself.")
     return (ProtectionState.ATTENTION, reason) if reason else (ProtectionState.PROTECTED, "")
@@ -143,6 +143,12 @@ def _age(row: Protection, now: datetime) -> str:
         "objective": row.objective_hours,
         "hours": hours,
     }
+
+
+def _not_immutable(good: RestorePoint | None) -> str:
+    if good is None or good.immutable_refused is None:
+        return ""
+    return _("The last backup is not immutable: %(why)s") % {"why": good.immutable_refused}
 
 
 def _last_run(row: Protection, partial: RestorePoint | None) -> str:

@@ -62,6 +62,7 @@ def kit(user: User, repository: Repository) -> str:
         password=reveal(repository.password),
         server=settings.BRS_PUBLIC_URL,
         credentials=_credentials(repository.destination),
+        locked=_locked(repository),
         written=f"{timezone.now():%Y-%m-%d %H:%M} UTC",
     )
     audit.record(user, "repository.kit-read", repository)
@@ -75,6 +76,14 @@ def _credentials(destination: Destination) -> str:
         return ""
     lines = [f"    {_VARIABLES.get(name, name)}={value}" for name, value in sorted(stores.told(destination).items())]
     return "\nThe store itself opens with (variables of restic, else options of BRS):\n\n" + "\n".join(lines) + "\n"
+
+
+def _locked(repository: Repository) -> str:
+    """Of a store that locks objects: what reads beneath an attacker's deletes, and what restic can do there."""
+    options = stores.told(repository.destination)
+    if "object-lock" not in options:
+        return ""
+    return _LOCKED.format(url=repository.url, mode=options["object-lock"], days=options["object-lock-days"])
 
 
 def _find(tenant: Tenant, destination: Destination) -> Repository | None:
@@ -91,6 +100,22 @@ _VARIABLES = {
     "account-sas": "AZURE_ACCOUNT_SAS",
     "user": "RESTIC_REST_USERNAME",
 }
+
+_LOCKED = """
+What is stored there is locked for {days} days and cannot be deleted before ({mode}). restic reads it as above, with
+these commands: snapshots, ls, find, check, restore, dump, mount. It does not know of the lock: do not use its forget,
+prune, tag, rewrite, migrate or repair on this repository.
+
+After somebody deleted or overwrote backups, restic sees what he left. BRS's command line reads what lies beneath, and
+brings it back, also for restic:
+
+    export RESTIC_REPOSITORY='{url}'       # password and credentials as above
+    LOCK='--option object-lock={mode} --option object-lock-days={days}'
+    python -m node_agent repo $LOCK snapshots
+    python -m node_agent repo $LOCK restore latest --target /restored
+    python -m node_agent repo $LOCK repair undelete
+    restic check --read-data
+"""
 
 _KIT = """\
 BRS RECOVERY KIT                                              keep this offline and safe
@@ -116,7 +141,7 @@ The repository has restic's format, version 2. On any machine that reaches it, w
     restic restore SNAPSHOT --target /restored --include /path/in/it
     restic dump SNAPSHOT /disks/disk.raw > disk.raw   # a disk image
     restic check --read-data                          # is all of it readable?
-
+{locked}
 The same with BRS's own command line, which needs no server:
 
     python -m node_agent repo snapshots --repo '{url}'

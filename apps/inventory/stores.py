@@ -21,6 +21,8 @@ from apps.inventory import sources
 from apps.inventory.models import Destination, DestinationKind, RepositoryState
 
 COMMON = ("limit-upload", "limit-download", "limit-windows", "connections")
+LOCK_MODES = ("compliance", "governance")
+MAX_LOCK_DAYS = 36_500
 MAX_LENGTH = 20_000  # a key file, or a chain of certificates
 
 
@@ -43,7 +45,7 @@ KINDS: dict[str, Kind] = {
     DestinationKind.S3: Kind(
         r"(https?://)?[^@\s/?#]+/[^@\s?#]+",
         "https://s3.example/bucket/brs",
-        ("region", "bucket-lookup", "cacert"),
+        ("region", "bucket-lookup", "cacert", "object-lock", "object-lock-days"),
         ("access-key-id", "secret-access-key", "session-token"),
     ),
     DestinationKind.AZURE: Kind(
@@ -102,6 +104,18 @@ def refuse_move(destination: Destination, address: str) -> None:
         )
 
 
+def refuse_unlock(destination: Destination, options: Mapping[str, str]) -> None:
+    """What was stored to be kept is read with the same option: without it an attacker's deletes would count."""
+    if "object-lock" not in destination.options or "object-lock" in options:
+        return
+    if destination.repositories.exclude(state=RepositoryState.NEW).exists():
+        raise InvalidDestination(
+            "options",
+            _("There is a repository here whose backups are locked: locking cannot be switched off."),
+            hint=_("Make the days fewer: what is locked already stays until its own date."),
+        )
+
+
 def clean_options(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
     """What is empty is left out."""
     given = _texts("options", options, (*COMMON, *KINDS[kind].options))
@@ -123,9 +137,24 @@ def clean_options(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
         raise InvalidDestination("options", _("connections must be a whole number from 1 to 64."))
     if "cacert" in given and not given["cacert"].startswith("-----BEGIN CERTIFICATE-----"):
         raise InvalidDestination("options", _("cacert must be the certificate itself, in PEM form."))
+    _check_lock(given)
     if kind == DestinationKind.AZURE and "account-name" not in given:
         raise InvalidDestination("options", _("The storage account is missing."), hint=_("Give account-name."))
     return given
+
+
+def _check_lock(given: Mapping[str, str]) -> None:
+    mode, days = given.get("object-lock"), given.get("object-lock-days")
+    if mode is None and days is None:
+        return
+    if mode not in LOCK_MODES:
+        raise InvalidDestination(
+            "options",
+            _("object-lock must be compliance or governance."),
+            hint=_("Choose what the lock means, or leave the days empty: then nothing is locked."),
+        )
+    if days is None or not (days.isdecimal() and 1 <= int(days) <= MAX_LOCK_DAYS):
+        raise InvalidDestination("options", _("object-lock-days must be a whole number of days, 1 or more."))
 
 
 def clean_secrets(kind: str, secrets: Mapping[str, Any]) -> dict[str, str]:

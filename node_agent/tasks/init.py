@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node_agent.errors import RepositoryError, RepositoryMissing
+from node_agent.errors import LockRefused, RepositoryError, RepositoryMissing
 from node_agent.guard import is_remote
 from node_agent.items import printable
 from node_agent.protocol import InitResult, InitSpec
@@ -23,6 +23,8 @@ def run(context: TaskContext, spec: InitSpec) -> InitResult:
         repo = Repository.init(backend, access.password, repository_id=access.repository_id or None)
         context.info("The repository was made.")
     else:
+        if backend.object_lock is not None and (problem := backend.object_lock.probe().problem):
+            raise LockRefused(problem)  # one that is made anew proves it itself
         context.info("The repository was there already and opens with this password.")
     if access.repository_id and repo.id != access.repository_id:
         raise RepositoryError(

@@ -10,8 +10,9 @@ import secrets
 from collections.abc import Callable, Mapping
 
 from node_agent.drivers.base import Finding
-from node_agent.errors import BrsError, RefusedError, RepositoryMissing
+from node_agent.errors import BrsError, LockRefused, RefusedError, RepositoryMissing
 from node_agent.repository.backend import Backend, Kind
+from node_agent.repository.backend.base import ObjectLock
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.opening import open_store
@@ -28,6 +29,10 @@ def probe_store(context: TaskContext, url: str, options: Mapping[str, str], pass
         return [Finding(allowed, ok=True), Finding.of("The settings are understood", error)]
     findings = [Finding(allowed, ok=True), Finding("The settings are understood", ok=True, detail=backend.url)]
     try:
+        if backend.object_lock is not None:
+            findings.append(_keeps_what_it_locks(backend.object_lock))
+            if not findings[-1].ok:
+                return findings
         if password:
             findings += _with_repository(context, backend, password)
         if not password or not findings[-1].ok or findings[-1].name == _NONE_YET:
@@ -59,6 +64,18 @@ def _with_repository(context: TaskContext, backend: Backend, password: str) -> l
     except BrsError as error:
         found.append(Finding.of(lock, error))
     return found
+
+
+def _keeps_what_it_locks(lock: ObjectLock) -> Finding:
+    """Tried against the node's own credentials."""
+    name = "What is locked there stays until its time, also against this node"
+    try:
+        found = lock.probe()
+    except BrsError as error:
+        return Finding.of(name, error)
+    if found.problem:
+        return Finding(name, ok=False, detail=found.problem, hint=LockRefused.default_hint)
+    return Finding(name, ok=True, detail=f"Seen: {'; '.join(found.checks)}.")
 
 
 def _with_object(backend: Backend) -> list[Finding]:

@@ -203,3 +203,63 @@ def test_the_recovery_kit_tells_how_the_store_opens(world):
     text = person(world.owner).post(f"repositories/{world.alpha.repository.pk}/kit/").content.decode()
     assert f"AWS_SECRET_ACCESS_KEY={SECRET}" in text and URLS["s3"] in text
     assert person(world.stranger).post(f"repositories/{world.alpha.repository.pk}/kit/").status_code == 404
+
+
+LOCK = {"object-lock": "compliance", "object-lock-days": "30"}
+
+
+def test_a_store_is_told_to_lock_by_api_and_form_and_hears_it_in_the_lease(world):
+    shown = person(world.admin).post("destinations/", body(world, "s3", options=LOCK)).json()
+    assert shown["options"] == LOCK
+    assert stores.told(Destination.objects.get(pk=shown["id"]))["object-lock-days"] == "30"
+    client = Client()
+    client.login(username=world.admin.username, password=PASSWORD)
+    page = client.get(reverse("admin:inventory_destination_change", args=[shown["id"]])).content.decode()
+    assert "Lock for (days)" in page and "Nobody can delete it before its time" in page
+    told = {"tenant": str(world.alpha.tenant.pk), "name": "by form", "kind": "s3", "path": "https://s3.example/b/c"}
+    told |= {"nodes": [str(world.alpha.node.pk)], "store_object_lock": "governance", "store_object_lock_days": "7"}
+    assert client.post(reverse("admin:inventory_destination_add"), told).status_code == 302
+    made = Destination.objects.get(name="by form")
+    assert made.options == {"object-lock": "governance", "object-lock-days": "7"}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"object-lock": "compliance"}, "object-lock-days must be"),
+        ({"object-lock": "compliance", "object-lock-days": "0"}, "object-lock-days must be"),
+        ({"object-lock-days": "30"}, "object-lock must be compliance or governance"),
+        ({"object-lock": "perhaps", "object-lock-days": "30"}, "object-lock must be compliance or governance"),
+    ],
+)
+def test_half_a_lock_is_refused_in_words(world, options, word):
+    answer = person(world.admin).post("destinations/", body(world, "s3", options=options))
+    assert answer.status_code == 400 and word in answer.content.decode()
+
+
+def test_only_s3_offers_to_lock(world):
+    answer = person(world.admin).post("destinations/", body(world, "rest", options=LOCK))
+    assert answer.status_code == 400 and "object-lock" in answer.content.decode()
+
+
+def test_locking_cannot_be_switched_off_where_backups_are_locked_but_the_days_may_change(world):
+    made = person(world.admin).post("destinations/", body(world, "s3", options=LOCK)).json()
+    path = f"destinations/{made['id']}/"
+    Repository.objects.filter(pk=world.alpha.repository.pk).update(destination=made["id"])
+    answer = person(world.admin).patch(path, {"options": {}})
+    assert answer.status_code == 400 and "cannot be switched off" in answer.content.decode()
+    assert person(world.admin).patch(path, {"options": {**LOCK, "object-lock-days": "7"}}).status_code == 200
+    client = Client()
+    client.login(username=world.admin.username, password=PASSWORD)
+    told = {"tenant": str(world.alpha.tenant.pk), "name": "x", "path": GOOD["s3"][0], "nodes": [world.alpha.node.pk]}
+    page = client.post(reverse("admin:inventory_destination_change", args=[made["id"]]), told)
+    assert page.status_code == 200 and "cannot be switched off" in page.content.decode()
+
+
+def test_the_recovery_kit_of_a_locked_repository_names_the_options_and_what_restic_may_do_there(world):
+    person(world.admin).post("destinations/", body(world, "s3", options=LOCK))
+    store = Destination.objects.get(kind="s3")
+    Repository.objects.filter(pk=world.alpha.repository.pk).update(destination=store)
+    text = person(world.owner).post(f"repositories/{world.alpha.repository.pk}/kit/").content.decode()
+    assert "--option object-lock=compliance --option object-lock-days=30" in text
+    assert "repair undelete" in text and "do not use its forget" in text

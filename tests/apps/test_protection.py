@@ -8,11 +8,13 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from apps import display
 from apps.catalog import protection
 from apps.catalog.models import CopyState, PointCopy, PointOutcome, Protection, RestorePoint
 from apps.inventory.models import Workload
 from apps.jobs import objectives
 from apps.policies.models import Assignment, Policy, Schedule
+from apps.reports.templatetags.brs import point_state
 
 
 @pytest.fixture
@@ -62,6 +64,18 @@ def test_a_partial_run_needs_attention_and_does_not_become_the_last_good(world, 
     found = run(world, "partial", now)
     assert (found.state, found.last_good) == ("attention", world.alpha.point)
     assert "3 items were left out" in found.reason
+
+
+def test_a_point_that_should_be_locked_and_is_not_is_amber_until_one_is(world, now):
+    note = {"path": "snapshot 1a2b3c4d", "code": "not-immutable", "message": "AccessDenied: retention", "note": True}
+    unlocked = point(world, now, left_out=[note])
+    found = run(world, "succeeded", now)
+    assert (found.state, found.last_good) == ("attention", unlocked)
+    assert found.reason == "The last backup is not immutable: AccessDenied: retention"
+    assert point_state(unlocked) == "not-immutable" and display.LOOKS["not-immutable"].tone == "warn"
+    assert point_state(world.alpha.point) == "complete"
+    point(world, now + timedelta(hours=1))
+    assert run(world, "succeeded", now + timedelta(hours=1)).state == "protected"
 
 
 def test_only_partial_points_are_never_green(world, now):

@@ -40,6 +40,8 @@ LABELS = {
     "host-key": gettext_lazy("Host key of the server"),
     "region": gettext_lazy("Region"),
     "bucket-lookup": gettext_lazy("Bucket in the address (path or dns)"),
+    "object-lock": gettext_lazy("What is stored cannot be deleted"),
+    "object-lock-days": gettext_lazy("Lock for (days)"),
     "cacert": gettext_lazy("Certificate of the authority (PEM)"),
     "account-name": gettext_lazy("Storage account"),
     "endpoint": gettext_lazy("Endpoint (empty: the provider's own)"),
@@ -65,6 +67,10 @@ LABELS = {
 }
 HELP = {
     "host-key": gettext_lazy("“ssh-ed25519 AAAA…” or “SHA256:…”. The test shows the key that it met."),
+    "object-lock": gettext_lazy("The bucket must have Object Lock. The test proves that it keeps what it locks."),
+    "object-lock-days": gettext_lazy(
+        "Every backup stays at least that long, whatever retention rules or attackers say."
+    ),
     "limit-upload": gettext_lazy("Bytes a second, such as 20M. Empty: unlimited."),
     "limit-windows": gettext_lazy("For example: mon-fri 08:00-18:00=2M/10M, 22:00-06:00=0 (upload/download)."),
     "access-key-id": gettext_lazy("Without a key the node uses its own credentials, or the machine's role."),
@@ -77,6 +83,13 @@ MAINTENANCE = [
     "maintenance_from",
     "maintenance_until",
 ]
+CHOICES = {
+    "object-lock": [
+        ("", gettext_lazy("Nothing is locked")),
+        ("compliance", gettext_lazy("Nobody can delete it before its time (compliance)")),
+        ("governance", gettext_lazy("Only accounts with the right to bypass can (governance)")),
+    ]
+}
 LONG = ("cacert", "private-key", "service-account-key")
 
 
@@ -99,6 +112,10 @@ def _field(name: str, part: str) -> forms.CharField:
         widget = UnfoldAdminTextareaWidget(attrs={"rows": 4, "autocomplete": "off"})
     elif part == "secrets" and name != "access-key-id":
         widget = UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"})
+    elif name in CHOICES:
+        widget = UnfoldAdminSelectWidget(choices=CHOICES[name])
+    elif name == "object-lock-days":
+        widget = UnfoldAdminTextInputWidget(attrs={"inputmode": "numeric", "placeholder": "30"})
     return forms.CharField(
         label=LABELS[name], required=False, max_length=stores.MAX_LENGTH, widget=widget, help_text=HELP.get(name, "")
     )
@@ -135,6 +152,9 @@ class DestinationForm(ScopedForm):
         self.options = self._checked(
             lambda: stores.clean_options(kind, _of(kind, "options", given)), default=self.instance.options
         )
+        if not self.instance._state.adding:
+            options = self.options
+            self._checked(lambda: stores.refuse_unlock(self.instance, options), default=None)
         self.secrets = self._checked(lambda: stores.clean_secrets(kind, _of(kind, "secrets", given)), default={})
         if "path" in self.cleaned_data:
             self.cleaned_data["path"] = self._checked(

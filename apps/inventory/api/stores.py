@@ -71,6 +71,7 @@ class DestinationSerializer(ScopedSerializer):
             attrs["secrets"] = stores.clean_secrets(kind, attrs["secrets"])
         if self.instance is not None:
             stores.refuse_move(self.instance, attrs.get("path", self.instance.path))
+            stores.refuse_unlock(self.instance, attrs.get("options", self.instance.options))
         return attrs
 
     def create(self, validated_data: dict[str, Any]) -> Destination:

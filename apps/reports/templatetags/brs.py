@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from apps import display
-from apps.catalog.models import RestorePoint
+from apps.catalog.models import NOT_IMMUTABLE, PointOutcome, RestorePoint
 from apps.reports import figures, timeline
 
 register = template.Library()
@@ -81,8 +81,11 @@ def count(number: int | None) -> str:
 
 @register.filter
 def point_state(point: RestorePoint) -> str:
-    """Complete or partial; damaged when no copy of it is whole."""
-    return "damaged" if timeline.is_hurt(point) else str(point.outcome)
+    """Complete or partial; damaged when no copy of it is whole; what should be locked and is not says so."""
+    if timeline.is_hurt(point):
+        return "damaged"
+    unlocked = point.outcome == PointOutcome.COMPLETE and point.immutable_refused is not None
+    return NOT_IMMUTABLE if unlocked else str(point.outcome)
 
 
 @register.filter
