@@ -99,6 +99,9 @@ def _repair(commands: Commands[argparse.ArgumentParser]) -> None:
         "bring back what was deleted or overwritten, where objects are locked",
     )
     undelete.add_argument("--dry-run", "-n", action="store_true", help="only say what would be done")
+    undelete.add_argument(
+        "--without-password", action="store_true", help="bring back also what repairs put out of sight themselves"
+    )
 
 
 def _probe(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+from datetime import UTC, datetime
 
 from node_agent.cli_repo_open import chosen, reading_source
 from node_agent.cli_session import lock_wait_s, open_repository, print_json, progress_shown, wants_json
@@ -19,6 +20,7 @@ from node_agent.repository import repair_snapshots as snapshots_module
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.check import check
 from node_agent.repository.repository import Repository
+from node_agent.repository.withdraw import StillLocked
 
 _PACK = re.compile(r"[0-9a-f]{6,64}\Z")
 _SHOWN = 1000
@@ -35,7 +37,7 @@ def repair_index(args: argparse.Namespace) -> int:
         print_json({"message_type": "summary", "dry_run": args.dry_run} | result.to_json())
     else:
         _tell_index(result)
-    return 1 if result.unreadable_packs else 0
+    return 1 if result.unreadable_packs else 3 if result.changed and result.still_locked else 0
 
 
 def _tell_index(result: index_module.RepairIndexResult) -> None:
@@ -53,6 +55,7 @@ def _tell_index(result: index_module.RepairIndexResult) -> None:
         print("run a check; what snapshots miss now is named by 'repair snapshots'")
     else:
         print("the index is right; nothing was changed")
+    _tell_locked(result.still_locked)
 
 
 def repair_packs(args: argparse.Namespace) -> int:
@@ -69,7 +72,7 @@ def repair_packs(args: argparse.Namespace) -> int:
         print_json({"message_type": "summary"} | result.to_json())
     else:
         _tell_packs(result)
-    return 1 if result.lost_blobs else 0
+    return 1 if result.lost_blobs else 3 if result.still_locked else 0
 
 
 def _named_packs(repo: Repository, specs: list[str]) -> list[str]:
@@ -99,8 +102,17 @@ def _tell_packs(result: packs_module.RepairPacksResult) -> None:
         for name in names[:_SHOWN]:
             print(f"{text}: {name}")
     print(f"{result.moved_blobs} blobs moved, {result.healed_blobs} fetched, {len(result.lost_blobs)} are still lost")
+    _tell_locked(result.still_locked)
     if result.lost_blobs:
         print("hint: give --from URL with a repository that has them, or see 'repair snapshots'", file=sys.stderr)
+
+
+def _tell_locked(still: list[StillLocked]) -> None:
+    for one in still[:_SHOWN]:
+        when = datetime.fromtimestamp(one.until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        print(f"out of use, but locked until {when}: {one.kind.name.lower()} {one.name}")
+    if still:
+        print("the repository is right without them; a prune after that time removes them")
 
 
 def repair_snapshots(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from node_agent.errors import BackendError, ConfigError, DamagedError, LockRefused, ObjectMissing
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import CONFIG_NAME, Held, Kind, ObjectLock
+from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_BLOBS, PackEntry, load_index_file, save_index_file
 from node_agent.repository.local_memory import LocalMemory
 from node_agent.repository.reachable import BATCH, Reachable, from_key
@@ -64,16 +65,19 @@ def snapshot_held(repo: Repository, name: str) -> str:
     return ""
 
 
-def packs_of_locked_indexes(repo: Repository) -> dict[str, float]:
-    """Packs that index files name which cannot be replaced yet, with the time from which they can be."""
+def packs_of_locked_indexes(repo: Repository, index: Index) -> dict[str, float]:
+    """Packs that index files name which cannot be removed yet, with the time from which they can be.
+
+    ``index`` is up to date: what was superseded counts no longer, and is hidden from other programs.
+    """
     lock = repo.backend.object_lock
     if lock is None:
         return {}
     found: dict[str, float] = {}
-    for info in list(repo.backend.list(Kind.INDEX)):
-        until = lock.locked_until(Kind.INDEX, info.name)
+    for name in sorted(index.file_names()):
+        until = lock.locked_until(Kind.INDEX, name)
         if until:
-            for pack, _ in load_index_file(repo.files, info.name):
+            for pack, _ in load_index_file(repo.files, name):
                 found[pack] = max(until, found.get(pack, 0.0))
     return found
 

@@ -2,7 +2,8 @@
 
 The database is only a cache. It is bound to the repository (id and digest of its config), each row belongs to
 one index file, and :meth:`Index.refresh` makes it equal to the index files that the store lists now: rows of files
-that vanished are dropped and new files are read, in one transaction. Whoever works with the answers holds a
+that vanished are dropped and new files are read, in one transaction. A file that another one supersedes counts as
+vanished: a store that locks objects lists it as long as its lock lasts. Whoever works with the answers holds a
 repository lock, so that no index file vanishes meanwhile. Several processes may share one database.
 """
 
@@ -22,7 +23,7 @@ from typing import TypeVar
 
 from node_agent.errors import ConfigError, DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.index_file import PackEntry, load_index_file
+from node_agent.repository.index_file import NO_MARKS, Marks, PackEntry, open_index_file
 from node_agent.repository.local_db import open_database
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
@@ -31,12 +32,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE meta (binding TEXT NOT NULL, epoch TEXT NOT NULL);
 CREATE TABLE files (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE packs (id INTEGER PRIMARY KEY, file INTEGER NOT NULL, name BLOB NOT NULL);
 CREATE INDEX packs_file ON packs (file);
+CREATE TABLE marks (file INTEGER NOT NULL, superseded INTEGER NOT NULL, name TEXT NOT NULL);
 CREATE TABLE blobs (
     id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL,
     offset INTEGER NOT NULL, length INTEGER NOT NULL, raw_length INTEGER NOT NULL,
@@ -141,6 +143,13 @@ class Index:
             self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
             self._new_epoch()
 
+    def marks(self) -> Marks:
+        """What the index files say of others that are superseded, and of packs that were dropped."""
+        with self._lock:
+            rows = self._db.execute("SELECT superseded, name FROM marks").fetchall()
+        superseded, dropped = (frozenset(name for kind, name in rows if kind == wanted) for wanted in (1, 0))
+        return Marks(superseded, dropped)
+
     def file_names(self) -> set[str]:
         with self._lock:
             return {row[0] for row in self._db.execute("SELECT name FROM files")}
@@ -205,25 +214,33 @@ class Index:
                     # Listed inside: else rows that another process adds meanwhile would be taken for vanished ones.
                     listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
                     self._drop(self.file_names() - listed)
-                    for name in sorted(listed - self.file_names()):
-                        self._load(name, on_damaged)
+                    self._load(listed - self.file_names(), on_damaged)
                 return
             except ObjectMissing as error:  # listed and gone: somebody replaced index files; look again
                 if attempt == 2:
                     raise DamagedError(f"{error.message} It is listed, but cannot be read.") from error
 
-    def _load(self, name: str, on_damaged: Callable[[DamagedError], None] | None) -> None:
-        try:
-            self._insert(name, list(load_index_file(self._files, name)))
-        except DamagedError as error:
+    def _load(self, names: set[str], on_damaged: Callable[[DamagedError], None] | None) -> None:
+        damaged: dict[str, DamagedError] = {}
+        for name in sorted(names - self.marks().superseded):
+            try:
+                found = open_index_file(self._files, name)
+            except DamagedError as error:
+                damaged[name] = error
+            else:
+                self._insert(name, found.packs, found.marks)
+        superseded = self.marks().superseded
+        self._drop(self.file_names() & superseded)
+        for name in damaged.keys() - superseded:
             if on_damaged is None:
-                raise
-            on_damaged(error)
+                raise damaged[name]
+            on_damaged(damaged[name])
 
     def _drop(self, names: set[str]) -> None:
         for name in names:
             # Through the packs of the file: an own column would cost five million rows a fifth of their size.
             self._db.execute("DELETE FROM packs WHERE file = (SELECT id FROM files WHERE name = ?)", (name,))
+            self._db.execute("DELETE FROM marks WHERE file = (SELECT id FROM files WHERE name = ?)", (name,))
             self._db.execute("DELETE FROM files WHERE name = ?", (name,))
         if names:
             self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
@@ -232,7 +249,7 @@ class Index:
     def _new_epoch(self) -> None:
         self._db.execute("UPDATE meta SET epoch = ?", (secrets.token_hex(8),))
 
-    def _insert(self, name: str, packs: Iterable[PackEntry]) -> None:
+    def _insert(self, name: str, packs: Iterable[PackEntry], marks: Marks = NO_MARKS) -> None:
         cursor = self._db.execute("INSERT OR IGNORE INTO files (name) VALUES (?)", (name,))
         if not cursor.rowcount:
             return  # another process was quicker
@@ -244,6 +261,8 @@ class Index:
             ).lastrowid
             assert pack_id is not None
             rows.extend((b.id, _NUMBER[b.kind], pack_id, b.offset, b.length, b.raw_length) for b in blobs)
+        noted = [(file_id, 1, name) for name in marks.superseded] + [(file_id, 0, name) for name in marks.dropped]
+        self._db.executemany("INSERT INTO marks VALUES (?, ?, ?)", noted)
         rows.sort()  # the table is ordered by id: sorted rows touch each page once
         self._db.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?, ?, ?)", rows)
 

@@ -10,7 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import uname, urandom
@@ -172,14 +172,17 @@ def add_key(
     return name
 
 
-def lock_keys(backend: Backend) -> None:
-    """Config and keys locked as a new object is, where objects are; backups extend that. Raises LockRefused."""
+def lock_keys(backend: Backend, names: Sequence[str] | None = None) -> None:
+    """Config and keys (all, or these) locked as a new object is, where objects are; backups extend that.
+
+    Raises LockRefused.
+    """
     lock = backend.object_lock
     if lock is None:
         return
     lock.lock(Kind.CONFIG, CONFIG_NAME)
-    for info in list(backend.list(Kind.KEY)):
-        lock.lock(Kind.KEY, info.name)
+    for name in [info.name for info in backend.list(Kind.KEY)] if names is None else names:
+        lock.lock(Kind.KEY, name)
 
 
 def _open(content: bytes, password: str) -> Key:

@@ -11,7 +11,8 @@ Then *alone*, which is short:
 
 4. The index is loaded again. Trees of new snapshots are walked; a pack that holds something they need stays. If index
    files vanished meanwhile, somebody else pruned or repaired, and the plan is made anew.
-5. Index files that name leaving packs are replaced: first the new ones are written, then the old ones go.
+5. Index files that name leaving packs are replaced: first the new ones are written, then the old ones go; so do those
+   that were superseded while the store kept them locked.
 6. Only now packs are deleted; also those that no index names: alone, they can be nobody's work in progress.
 
 A kill at any instant loses nothing: it leaves blobs twice or packs that no index names, and the next prune goes on from
@@ -39,6 +40,7 @@ from node_agent.repository.reader import BlobReader
 from node_agent.repository.repack import PackStore, ReadPack, Wanted, read_pack, read_packs
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import list_snapshots
+from node_agent.repository.withdraw import withdraw
 
 _ATTEMPTS = 3
 
@@ -154,7 +156,7 @@ class _Prune:
         lock = self.repo.backend.object_lock
         if lock is None:
             return
-        for pack, until in packs_of_locked_indexes(self.repo).items():
+        for pack, until in packs_of_locked_indexes(self.repo, self.index).items():
             self.plan.note_locked(pack, until)
         for pack in self.plan.dispensable():
             self.progress.check()
@@ -253,13 +255,20 @@ class _Prune:
         self.progress.set(phase="prune: remove")
         self._count()
         if self.plan.number("fate != 0"):
-            rewrite_index(self.repo, lock, self._without_leaving)
+            rewrite_index(self.repo, lock, self.index, self._without_leaving)
+        self._remove_superseded(lock)
         lock.prove()
         for names in (self.plan.names_leaving(), self.plan.orphans()):
             for pack in names:
                 lock.check()
                 self.repo.backend.delete(Kind.PACK, pack)
         self.repo.backend.remove_leftovers()
+
+    def _remove_superseded(self, lock: Lock) -> None:
+        superseded = self.index.marks().superseded
+        if superseded:
+            listed = {info.name for info in self.repo.backend.list(Kind.INDEX)}
+            withdraw(self.repo.backend, Kind.INDEX, sorted(superseded & listed), lock.check)
 
     def _without_leaving(self, entry: PackEntry) -> PackEntry | None:
         return None if self.plan.leaves(entry[0]) else entry

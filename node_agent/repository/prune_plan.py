@@ -193,10 +193,11 @@ class PrunePlan:
         return kept
 
     def note_indexed(self, packs: Iterable[str]) -> None:
-        """Packs that index files name which were written since the plan was made."""
+        """Packs that index files name which were written since the plan was made: something in them is needed."""
         for pack in packs:
             self._db.execute(
-                "INSERT INTO packs (name, indexed) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET indexed = 1",
+                "INSERT INTO packs (name, indexed, needed) VALUES (?, 1, 1) ON CONFLICT (name) DO UPDATE"
+                " SET needed = CASE WHEN indexed THEN needed ELSE 1 END, indexed = 1",
                 (bytes.fromhex(pack),),
             )
 

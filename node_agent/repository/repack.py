@@ -53,6 +53,15 @@ def read_packs(files: SealedFiles, wanted: Iterable[Wanted], workers: int = _WOR
 
 
 def read_pack(files: SealedFiles, pack: str, blobs: Sequence[PackedBlob]) -> ReadPack:
+    """Where an older version of the pack is right (see ObjectLock), that one."""
+    found = _read_pack(files, pack, blobs)
+    lock = files.backend.object_lock
+    if found.bad and lock is not None and lock.another_version(Kind.PACK, pack):
+        return _read_pack(files, pack, blobs)
+    return found
+
+
+def _read_pack(files: SealedFiles, pack: str, blobs: Sequence[PackedBlob]) -> ReadPack:
     found = ReadPack(pack)
     for run in _runs(sorted(blobs, key=lambda blob: blob.offset)):
         start = run[0].offset

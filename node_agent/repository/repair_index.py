@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from node_agent.errors import DamagedError, RepositoryError
+from node_agent.errors import DamagedError, ObjectMissing, RepositoryError
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.index_file import PackEntry, load_index_file
-from node_agent.repository.index_rewrite import write_index
+from node_agent.repository.index_file import PackEntry, load_index_file, marks_of
+from node_agent.repository.index_rewrite import replace_index
 from node_agent.repository.pack import pack_size, read_header
+from node_agent.repository.repack import read_pack
 from node_agent.repository.repository import Lock, Repository
+from node_agent.repository.withdraw import StillLocked
 
 
 @dataclass(slots=True)
@@ -24,13 +26,17 @@ class RepairIndexResult:
     damaged_files: list[str] = field(default_factory=list)  # index files
     removed_files: int = 0
     written_files: int = 0
+    still_locked: list[StillLocked] = field(default_factory=list)  # index files out of use, which the store keeps
 
     @property
     def changed(self) -> bool:
         return bool(self.added_packs or self.missing_packs or self.corrected_packs or self.damaged_files)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"changed": self.changed}
+        return {name: getattr(self, name) for name in self.__slots__} | {
+            "changed": self.changed,
+            "still_locked": [one.to_json() for one in self.still_locked],
+        }
 
 
 def repair_index(
@@ -43,7 +49,8 @@ def repair_index(
 ) -> RepairIndexResult:
     """``lock`` must be exclusive unless it is a dry run. ``read_all`` reads every pack's header anyway.
 
-    Index files that are right stay. New ones are durable before the first old one goes. Holds the names of all packs.
+    Index files that are right stay. New ones are durable before the first old one goes. Packs that a repair dropped
+    stay out, unless with ``read_all`` they prove to be whole. Holds the names of all packs.
     """
     if not (lock.exclusive or dry_run):
         raise RepositoryError("Repairing the index needs the repository alone: an exclusive lock.")
@@ -53,11 +60,9 @@ def repair_index(
             pass
         return run.result
     repo.guard(prove=True)
-    run.result.written_files = len(write_index(repo, lock, run.entries()))
-    for name in run.old:
-        lock.check()
-        repo.backend.delete(Kind.INDEX, name)
-    run.result.removed_files = len(run.old)
+    replaced = replace_index(repo, lock, run.entries(), run.old, run.marks)
+    run.result.written_files, run.result.removed_files = len(replaced.written), replaced.removed
+    run.result.still_locked = replaced.still_locked
     repo.load_index()
     return run.result
 
@@ -71,10 +76,12 @@ class _RepairIndex:
         self._progress = progress
         self._stored = {info.name: info.size for info in repo.backend.list(Kind.PACK)}
         self._named: set[str] = set()
+        self._listed = sorted(info.name for info in repo.backend.list(Kind.INDEX))
+        self.marks = marks_of(repo.files, self._listed)
 
     def entries(self) -> Iterator[PackEntry]:
         """What new index files shall say."""
-        files = sorted(info.name for info in self.repo.backend.list(Kind.INDEX))
+        files = [name for name in self._listed if name not in self.marks.superseded]
         self._progress.set(phase="repair index", total_files=len(files), done_files=0)
         for name in files:
             self._progress.check()
@@ -82,6 +89,8 @@ class _RepairIndex:
             self._progress.add(done_files=1)
         for pack in sorted(self._stored.keys() - self._named):
             self._progress.check()
+            if pack in self.marks.dropped and not (self._read_all and self._whole(pack)):
+                continue
             if (entry := self._from_header(pack)) is not None:
                 self.result.added_packs.append(pack)
                 yield entry
@@ -108,7 +117,7 @@ class _RepairIndex:
             return None
         self._named.add(pack)
         # A pack may hold more than its index says: entries of damaged blobs are taken out by repair packs.
-        if size >= pack_size(blobs) and not self._read_all:
+        if size >= pack_size(blobs) and (not self._read_all or pack in self.marks.dropped):
             return entry
         found = self._from_header(pack)
         if found is None or set(found[1]) == set(blobs):
@@ -116,9 +125,16 @@ class _RepairIndex:
         self.result.corrected_packs.append(pack)
         return found
 
+    def _whole(self, pack: str) -> bool:
+        try:
+            blobs = read_header(self.repo.backend, self.repo.files.key, pack, self._stored[pack])
+        except (DamagedError, ObjectMissing):
+            return False
+        return not read_pack(self.repo.files, pack, blobs).bad
+
     def _from_header(self, pack: str) -> PackEntry | None:
         try:
             return pack, read_header(self.repo.backend, self.repo.files.key, pack, self._stored[pack])
-        except DamagedError:
+        except (DamagedError, ObjectMissing):  # the latter: damaged, locked, and out of sight
             self.result.unreadable_packs.append(pack)
             return None

@@ -8,6 +8,9 @@ Alone in the repository from beginning to end; order, so that a kill at any inst
    index files, and read back from the store.
 3. The damaged packs leave the index.
 4. They are deleted, unless something is still lost: then they stay, named by no index, for a later attempt.
+
+Where the store locks objects, new packs and index files are locked as long as those that they stand in for, before
+anything goes; what cannot be deleted yet is put out of sight and named in the result.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import PackEntry
-from node_agent.repository.index_rewrite import rewrite_index
+from node_agent.repository.index_rewrite import Change, rewrite_index
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.reachable import references
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repack import PackStore, ReadPack, read_pack
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import list_snapshots
+from node_agent.repository.withdraw import StillLocked, inherit, longest, withdraw
 
 _DATA_AT_ONCE = 10_000
 
@@ -42,9 +46,12 @@ class RepairPacksResult:
     moved_blobs: int = 0  # good ones of damaged packs
     healed_blobs: int = 0  # fetched from another repository
     lost_blobs: list[str] = field(default_factory=list)  # "data 0a1b…": needed, and nobody has them
+    still_locked: list[StillLocked] = field(default_factory=list)  # out of use, but the store keeps it
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__} | {
+            "still_locked": [one.to_json() for one in self.still_locked]
+        }
 
 
 def repair_packs(
@@ -81,7 +88,8 @@ class _RepairPacks:
         self.result = RepairPacksResult()
         self.index = Index(repo.files, "repair")
         self._written: list[PackEntry] = []
-        self._store = PackStore(repo.files, repo.guard, lambda _name, packs: self._written.extend(packs))
+        self._written_indexes: list[str] = []
+        self._store = PackStore(repo.files, repo.guard, self._note_written)
         self._damaged: set[str] = set()
         self._bad: set[tuple[str, BlobKind, bytes]] = set()
         self._fetched: set[tuple[BlobKind, bytes]] = set()
@@ -90,15 +98,28 @@ class _RepairPacks:
         self.index.refresh()
         self._examine(packs)
         if self._bad:
-            rewrite_index(self.repo, self.lock, self._without_bad)
-            self.index.refresh()
+            self._rewrite(self._without_bad)
         self._move_good()
         self._heal_missing()
         self._store.flush()
         self._prove_written()
+        until = longest(self.repo.backend, Kind.PACK, sorted(self._damaged))
+        inherit(self.repo.backend, Kind.PACK, [pack for pack, _ in self._written], until)
+        inherit(self.repo.backend, Kind.INDEX, self._written_indexes, until)
         if self._damaged:
-            rewrite_index(self.repo, self.lock, lambda entry: None if entry[0] in self._damaged else entry)
+            self._rewrite(lambda entry: None if entry[0] in self._damaged else entry)
             self._drop()
+
+    def _note_written(self, name: str, packs: Sequence[PackEntry]) -> None:
+        self._written_indexes.append(name)
+        self._written.extend(packs)
+
+    def _rewrite(self, change: Change) -> None:
+        """Twice in a run; what the second time finds still locked holds what the first did."""
+        self.index.refresh()
+        replaced = rewrite_index(self.repo, self.lock, self.index, change, self._damaged)
+        self.result.still_locked = replaced.still_locked or self.result.still_locked
+        self.index.refresh()
 
     def _examine(self, packs: set[str]) -> None:
         self.progress.set(phase="repair: read packs")
@@ -207,10 +228,8 @@ class _RepairPacks:
 
     def _drop(self) -> None:
         self.lock.prove()
-        for pack in sorted(self._damaged):
-            if self.result.lost_blobs:
-                self.result.kept_aside_packs.append(pack)
-                continue
-            self.lock.check()
-            self.repo.backend.delete(Kind.PACK, pack)
-            self.result.replaced_packs.append(pack)
+        if self.result.lost_blobs:
+            self.result.kept_aside_packs = sorted(self._damaged)
+            return
+        self.result.replaced_packs = sorted(self._damaged)
+        self.result.still_locked += withdraw(self.repo.backend, Kind.PACK, self.result.replaced_packs, self.lock.check)

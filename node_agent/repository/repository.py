@@ -104,20 +104,27 @@ class Repository:
     def init(
         cls, backend: Backend, password: str, *, repository_id: str | None = None, scrypt: ScryptParams = OWN_SCRYPT
     ) -> Repository:
-        """Make a repository. Raises RepositoryExists; a forerunner killed half-way is no obstacle."""
+        """Make a repository. Raises RepositoryExists; a forerunner killed half-way is no obstacle.
+
+        Of several at the same time the one whose config is stored first has made it: nobody removes a key of others
+        before his own config is there.
+        """
         if repository_id is not None and not _ID.match(repository_id):
             raise ValueError("a repository's id is 64 hex digits")
         backend.create()
-        _clear_unfinished_init(backend)
+        _must_be_free(backend)
         config = Config(2, repository_id or secrets.token_hex(32), random_polynomial())
         master = Key.random()
         key_name = add_key(backend, master, password, scrypt)
+        others = {info.name for info in backend.list(Kind.KEY)} - {key_name}  # of no repository, or of one not to be
         try:
             SealedFiles(backend, master).save(Kind.CONFIG, config.to_json())  # last: from here on it is a repository
         except RepositoryExists:
             backend.delete(Kind.KEY, key_name)
             raise
-        lock_keys(backend)
+        for name in others:
+            backend.delete(Kind.KEY, name)
+        lock_keys(backend, [key_name])
         return cls.open(backend, password)
 
     @classmethod
@@ -278,7 +285,7 @@ class Repository:
         return name
 
 
-def _clear_unfinished_init(backend: Backend) -> None:
+def _must_be_free(backend: Backend) -> None:
     """Keys without a config are left by a killed init, if nothing else is there; otherwise hands off."""
     if backend.exists(Kind.CONFIG, CONFIG_NAME):
         raise RepositoryExists(f"There is already a repository at {backend.url}.")
@@ -287,5 +294,3 @@ def _clear_unfinished_init(backend: Backend) -> None:
             f"At {backend.url} are data of a repository whose config is missing.",
             hint="Put the config from the recovery kit back in place, or choose an empty folder.",
         )
-    for info in list(backend.list(Kind.KEY)):
-        backend.delete(Kind.KEY, info.name)

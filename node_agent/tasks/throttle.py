@@ -16,6 +16,7 @@ class ThrottledBackend(Backend):
 
     def __init__(self, inner: Backend, bytes_s: int, check: Callable[[], None]) -> None:
         self.url = inner.url
+        self.object_lock = inner.object_lock
         self._inner = inner
         self._bytes_s = bytes_s
         self._check = check  # raises when the run should stop

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,116 +18,17 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 from node_agent.errors import BackendReadOnly, ConfigError, LockRefused, ObjectLocked
-from node_agent.progress import Progress
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.backend.lock_rule import LockRule
 from node_agent.repository.backend.s3_versions import VersionedBucket
 from node_agent.repository.immutable import NOT_IMMUTABLE_TAG
 from node_agent.repository.prune import PruneOptions, prune
-from node_agent.repository.publish import save_point
-from node_agent.repository.repository import BlobKind, Repository
-from node_agent.repository.snapshot import list_snapshots, new_snapshot, remove_snapshot
-from node_agent.repository.tree import Node, encode_tree
-from tests.contracts.backend_peers import Moto, Peers, Place, Radosgw
-from tests.lab import ceph
+from node_agent.repository.snapshot import list_snapshots, remove_snapshot
+from tests.contracts.backend_peers import Moto, Place, Radosgw
+from tests.contracts.lock_world import DAY_S, Quick, World, allow, env, restic, restored, wait_until_unlocked
 from tests.repository.cli_world import Cli
-from tests.repository.core_world import FAST, NOON, PASSWORD
 
-DAY_S = 86400.0
 LOCKED_KINDS = ("data/", "index/", "snapshots/", "keys/", "config")
-
-
-class World:
-    """One bucket of the gateway with Object Lock, its owner's client, and a place in it."""
-
-    def __init__(self, gateway: Radosgw, mode: str = "compliance") -> None:
-        self.gateway = gateway
-        self.bucket = f"lock-{uuid.uuid4().hex[:12]}"
-        self.s3 = gateway.s3(gateway.state.user)
-        self.s3.create_bucket(Bucket=self.bucket, ObjectLockEnabledForBucket=True)
-        self.place = gateway.place_in(self.bucket, object_lock=mode, object_lock_days="1")
-        self.prefix = self.place.url.rpartition("/")[2] + "/"
-
-    def cli(self, folder: Path, place: Place | None = None) -> Cli:
-        place = place or self.place
-        return Cli(folder, RESTIC_REPOSITORY=place.url, **place.env)
-
-    def options(self, place: Place | None = None) -> list[str]:
-        given = (place or self.place).options
-        return [part for name, value in given.items() for part in ("--option", f"{name}={value}")]
-
-    def versions(self) -> list[dict[str, Any]]:
-        pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=self.prefix)
-        return [version for page in pages for version in page.get("Versions", [])]
-
-    def markers(self) -> list[dict[str, Any]]:
-        pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=self.prefix)
-        return [marker for page in pages for marker in page.get("DeleteMarkers", [])]
-
-    def until(self, version: dict[str, Any]) -> float:
-        try:
-            answer = self.s3.get_object_retention(
-                Bucket=self.bucket, Key=version["Key"], VersionId=version["VersionId"]
-            )
-        except self.s3.exceptions.ClientError:
-            return 0.0
-        return float(answer["Retention"]["RetainUntilDate"].timestamp())
-
-    def key(self, kind: Kind, name: str) -> str:
-        folder = f"{kind.value}/{name[:2]}/" if kind is Kind.PACK else f"{kind.value}/"
-        return f"{self.prefix}{folder}{name}"
-
-    def attack(self) -> int:
-        """Everything an account with all rights over objects can do: overwrite, delete, delete every version."""
-        hurt = 0
-        for number, version in enumerate(self.versions()):
-            key = version["Key"]
-            if number % 3 != 0:
-                self.s3.put_object(Bucket=self.bucket, Key=key, Body=b"ransom" * (number + 1))
-            if number % 3 != 1:
-                self.s3.delete_object(Bucket=self.bucket, Key=key)
-            for bypass in (False, True):
-                try:
-                    self.s3.delete_object(
-                        Bucket=self.bucket, Key=key, VersionId=version["VersionId"], BypassGovernanceRetention=bypass
-                    )
-                except self.s3.exceptions.ClientError as error:
-                    assert error.response["Error"]["Code"] == "AccessDenied"
-            hurt += 1
-        return hurt
-
-
-@pytest.fixture
-def gateway(peers: Peers) -> Radosgw:
-    peer = peers["radosgw"]
-    assert isinstance(peer, Radosgw)
-    return peer
-
-
-@pytest.fixture
-def world(gateway: Radosgw) -> World:
-    return World(gateway)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for number in range(20):
-        (folder / f"file{number}").write_bytes(os.urandom(50_000))
-    return folder
-
-
-def _restored(cli: Cli, options: list[str], target: Path, source: Path) -> None:
-    cli.run(*options, "restore", "latest", "--target", str(target), "--strip", str(source))
-    assert {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in source.iterdir()}
-
-
-def _restic(cli: Cli, *args: str) -> str:
-    env = cli.env | {"RESTIC_PASSWORD": PASSWORD}
-    done = subprocess.run(["restic", "--no-cache", *args], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_everything_but_locks_is_locked_for_at_least_the_time_asked_for(
@@ -147,7 +46,7 @@ def test_everything_but_locks_is_locked_for_at_least_the_time_asked_for(
             assert world.until(version) >= time.time() + DAY_S, version["Key"]
     assert {*LOCKED_KINDS} <= seen
     assert not [v for v in world.versions() if "/locks/" in v["Key"] and "probe-tmp" not in v["Key"]]
-    assert "no errors were found" in _restic(cli, "check", "--read-data")
+    assert "no errors were found" in restic(cli, "check", "--read-data")
 
 
 def test_after_an_attacker_deleted_and_overwrote_everything_it_restores_and_comes_back(
@@ -160,11 +59,11 @@ def test_after_an_attacker_deleted_and_overwrote_everything_it_restores_and_come
     cli.run(*world.options(), "backup", str(source))
     assert world.attack() > 8
     other = world.cli(tmp_path / "another machine")
-    _restored(other, world.options(), tmp_path / "target", source)
+    restored(other, world.options(), tmp_path / "target", source)
     assert len(other.json(*world.options(), "snapshots")) == 2
     told = other.run(*world.options(), "repair", "undelete").stdout.decode()
     assert "0 have no right version left" in told
-    assert "no errors were found" in _restic(other, "check", "--read-data")
+    assert "no errors were found" in restic(other, "check", "--read-data")
     assert "0 objects brought back" in other.run(*world.options(), "repair", "undelete").stdout.decode()
     assert cli.json(*world.options(), "backup", str(source))["immutable"] is True
 
@@ -173,13 +72,13 @@ def test_a_node_with_its_documented_rights_alone_makes_immutable_backups(
     gateway: Radosgw, world: World, source: Path, tmp_path: Path
 ) -> None:
     node = gateway.lab.make_user(f"node-{uuid.uuid4().hex[:6]}")
-    place = Place(world.place.url, world.place.options, _env(node))
-    _allow(world, node, lock=True)
+    place = Place(world.place.url, world.place.options, env(node))
+    allow(world, node, lock=True)
     cli = world.cli(tmp_path, place)
     cli.run(*world.options(), "init")
     for _ in range(2):
         assert cli.json(*world.options(), "backup", str(source))["immutable"] is True
-    _restored(cli, world.options(), tmp_path / "target", source)
+    restored(cli, world.options(), tmp_path / "target", source)
     probe = cli.json(*world.options(), "probe")
     assert probe["ok"], probe
     store = place.open()
@@ -202,31 +101,16 @@ def test_backups_need_delete_on_locks_alone_also_without_object_lock(
     world = World.__new__(World)
     world.bucket, world.prefix = bucket, place.url.rpartition("/")[2] + "/"
     world.s3 = gateway.s3(gateway.state.user)
-    _allow(world, node, lock=False)
+    allow(world, node, lock=False)
     cli = world.cli(tmp_path, place)
     cli.run("init")
     for number in range(2):
         (source / f"more{number}").write_bytes(os.urandom(10_000))
         cli.run("backup", str(source))
-    _restored(cli, [], tmp_path / "target", source)
+    restored(cli, [], tmp_path / "target", source)
     assert [v for v in world.versions() if "/locks/" in v["Key"]] == []
     assert "may not be deleted" in cli.error("forget", "latest")
     assert len(cli.json("snapshots")) == 2
-
-
-def _env(user: ceph.S3User) -> dict[str, str]:
-    return {"AWS_ACCESS_KEY_ID": user.access_key, "AWS_SECRET_ACCESS_KEY": user.secret_key, "HOME": "/nowhere"}
-
-
-def _allow(world: World, node: ceph.S3User, *, lock: bool) -> None:
-    """The policy that docs/destinations.md gives, read from there."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "destinations.md").read_text()
-    name = "node-object-lock" if lock else "node"
-    block = text.split(f"<!-- policy: {name} -->", 1)[1].split("```json", 1)[1].split("```", 1)[0]
-    policy = block.replace("BUCKET", world.bucket).replace("PREFIX", world.prefix.rstrip("/"))
-    policy = policy.replace("arn:aws:iam::ACCOUNT:user/NODE", f"arn:aws:iam:::user/{node.name}")
-    json.loads(policy)
-    world.s3.put_bucket_policy(Bucket=world.bucket, Policy=policy)
 
 
 # --- what a bucket must be, and is refused for ---
@@ -306,38 +190,6 @@ def test_dates_are_a_quarter_longer_and_on_whole_weeks_so_that_daily_backups_rar
     assert extended <= 365 / max(days / 4, 1) + 1
 
 
-class Quick:
-    """One repository whose locks last some seconds, opened as often as wanted."""
-
-    def __init__(self, world: World, folder: Path, period_s: float) -> None:
-        self.world = world
-        self.folder = folder
-        self.period_s = period_s
-        Repository.init(self._backend(), PASSWORD, scrypt=FAST).close()
-
-    def _backend(self) -> Any:
-        backend = self.world.place.open()
-        lock = backend.object_lock
-        assert lock is not None
-        lock.rule = LockRule("COMPLIANCE", self.period_s, grid_s=1.0)  # type: ignore[attr-defined]
-        return backend
-
-    def open(self) -> Repository:
-        return Repository.open(self._backend(), PASSWORD, cache_dir=self.folder)
-
-    def point(self, contents: list[bytes], host: str = "host") -> tuple[str, str]:
-        with self.open() as repo, repo.lock() as lock:
-            repo.load_index()
-            with repo.writer(Progress()) as writer:
-                ids = [writer.save(BlobKind.DATA, content).id for content in contents]
-                size = sum(map(len, contents))
-                node = Node(b"file", "file", mode=0o644, size=size, links=1, content=ids)
-                root = writer.save(BlobKind.TREE, encode_tree([node]))
-            facts = {"time": NOON, "hostname": host, "paths": ["/x"]}
-            saved, reason = save_point(repo, lock, new_snapshot(tree=root.id.hex(), **facts), Progress())  # type: ignore[arg-type]
-            return saved.id, reason
-
-
 def test_an_old_pack_that_a_new_point_needs_is_extended_and_named_by_a_locked_index_file(
     world: World, tmp_path: Path
 ) -> None:
@@ -360,7 +212,7 @@ def test_an_old_pack_that_a_new_point_needs_is_extended_and_named_by_a_locked_in
     for key, until in dates.items():
         if "/keys/" in key or key.endswith("config"):
             assert until >= begun + 3600
-    assert "no errors were found" in _restic(world.cli(tmp_path), "check", "--read-data")
+    assert "no errors were found" in restic(world.cli(tmp_path), "check", "--read-data")
 
 
 def test_known_dates_cost_no_calls_and_one_that_the_store_does_not_confirm_is_asked_for_anew(
@@ -402,17 +254,17 @@ def test_a_point_whose_older_packs_may_not_be_extended_is_kept_and_says_that_it_
     old = [os.urandom(5000)]
     quick.point(old)
     node = gateway.lab.make_user(f"node-{uuid.uuid4().hex[:6]}")
-    _allow(world, node, lock=True)
+    allow(world, node, lock=True)
     policy = json.loads(world.s3.get_bucket_policy(Bucket=world.bucket)["Policy"])
     for statement in policy["Statement"]:
         statement["Action"] = [action for action in statement["Action"] if action != "s3:PutObjectRetention"]
     world.s3.put_bucket_policy(Bucket=world.bucket, Policy=json.dumps(policy))
-    world.place = Place(world.place.url, world.place.options, _env(node))
+    world.place = Place(world.place.url, world.place.options, env(node))
     quick.period_s = 3600
     snapshot, reason = quick.point([*old, os.urandom(5000)])
     assert "could not be locked" in reason and "AccessDenied" in reason
     assert NOT_IMMUTABLE_TAG in _tags(quick, snapshot)
-    _allow(world, node, lock=True)
+    allow(world, node, lock=True)
     snapshot, reason = quick.point([*old, os.urandom(5000)])
     assert reason == "" and NOT_IMMUTABLE_TAG not in _tags(quick, snapshot)
 
@@ -450,11 +302,11 @@ def test_the_command_line_says_that_a_backup_is_not_immutable(
     cli = world.cli(tmp_path)
     cli.run(*world.options(), "init")
     node = gateway.lab.make_user(f"node-{uuid.uuid4().hex[:6]}")
-    _allow(world, node, lock=True)
+    allow(world, node, lock=True)
     policy = world.s3.get_bucket_policy(Bucket=world.bucket)["Policy"]
     world.s3.put_bucket_policy(Bucket=world.bucket, Policy=policy.replace('"s3:PutObjectRetention"', '"s3:GetObject"'))
     options = ["--option", "object-lock=compliance", "--option", "object-lock-days=30"]  # keys need a later date
-    node_cli = world.cli(tmp_path, Place(world.place.url, {}, _env(node)))
+    node_cli = world.cli(tmp_path, Place(world.place.url, {}, env(node)))
     done = node_cli.run(*options, "backup", str(source))
     assert b"NOT IMMUTABLE" in done.stdout and b"not immutable" in done.stderr
     assert node_cli.json(*options, "backup", str(source))["immutable"] is False
@@ -484,7 +336,7 @@ def test_when_retention_is_over_prune_deletes_by_version_and_nothing_stays_behin
     first, _ = quick.point([os.urandom(50_000)])
     kept = os.urandom(50_000)
     quick.point([kept])
-    _wait_until_unlocked(world)
+    wait_until_unlocked(world)
     with quick.open() as repo:
         with repo.lock(exclusive=True):
             remove_snapshot(repo, first)
@@ -493,7 +345,7 @@ def test_when_retention_is_over_prune_deletes_by_version_and_nothing_stays_behin
     assert world.markers() == []
     packs = [v for v in world.versions() if "/data/" in v["Key"]]
     assert sum(v["Size"] for v in packs) < 60_000
-    assert "no errors were found" in _restic(world.cli(tmp_path), "check", "--read-data")
+    assert "no errors were found" in restic(world.cli(tmp_path), "check", "--read-data")
 
 
 def test_a_pack_that_a_locked_index_file_names_stays_as_long_as_that(world: World, tmp_path: Path) -> None:
@@ -501,7 +353,7 @@ def test_a_pack_that_a_locked_index_file_names_stays_as_long_as_that(world: Worl
     quick = Quick(world, tmp_path, 4)
     first, _ = quick.point([os.urandom(50_000)])
     quick.point([os.urandom(50_000)])
-    _wait_until_unlocked(world)
+    wait_until_unlocked(world)
     with quick.open() as repo:
         until = time.time() + 3600
         for info in repo.backend.list(Kind.INDEX):
@@ -511,14 +363,7 @@ def test_a_pack_that_a_locked_index_file_names_stays_as_long_as_that(world: Worl
         result = prune(repo, PruneOptions(max_unused="0"))
         assert result.removed_packs == 0 and result.locked_packs == 2
         assert result.locked_bytes > 50_000 and result.locked_until >= until - 1
-    assert "no errors were found" in _restic(world.cli(tmp_path), "check", "--read-data")
-
-
-def _wait_until_unlocked(world: World) -> None:
-    """By the store's clock: locks of some seconds cannot be made shorter, which is what they are for."""
-    last = max(world.until(v) for v in world.versions() if "probe-tmp" not in v["Key"])
-    while datetime.now(UTC).timestamp() <= last + 1:
-        time.sleep(0.2)
+    assert "no errors were found" in restic(world.cli(tmp_path), "check", "--read-data")
 
 
 # --- a store that forgets ---

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import threading
@@ -12,7 +13,7 @@ from node_agent.errors import DamagedError
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.crypto import Key
 from node_agent.repository.index import Index
-from node_agent.repository.index_file import encode_index, load_index_file, save_index_file
+from node_agent.repository.index_file import Marks, encode_index, load_index_file, save_index_file
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
 from tests.repository.core_world import flip, stored
@@ -203,3 +204,43 @@ def test_131072_lookups_in_200000_blobs_take_less_than_two_seconds(files: Sealed
     missing = Index(files, "repo", tmp_path / "index").missing(BlobKind.DATA, wanted)
     assert time.monotonic() - started < 2
     assert len(missing) == 65536
+
+
+def test_a_superseded_index_file_does_not_count_though_it_is_still_there(files: SealedFiles, tmp_path: Path) -> None:
+    old = save_index_file(files, [(_pack(1), _blobs(1)), (_pack(2), _blobs(2))])
+    index = Index(files, "binding", tmp_path / "cache")
+    index.refresh()
+    epoch = index.epoch
+    marks = Marks(frozenset({old}), frozenset({_pack(2)}))
+    new = save_index_file(files, [(_pack(1), _blobs(1))], marks)
+    index.refresh()
+    for now in (index, Index(files, "binding", tmp_path / "anew")):
+        now.refresh()
+        assert now.file_names() == {new} and now.marks() == marks
+        assert [pack for pack, _ in now.packs()] == [_pack(1)]
+    assert index.epoch != epoch  # who relied on what was listed must look again
+    files.backend.delete(Kind.INDEX, new)
+    index.refresh()
+    assert index.file_names() == {old} and index.marks() == Marks()
+
+
+def test_a_superseded_index_file_may_be_damaged_and_no_other(files: SealedFiles, tmp_path: Path) -> None:
+    damaged = hashlib.sha256(b"damaged").hexdigest()
+    files.backend.put(Kind.INDEX, damaged, [b"damaged"])
+    index = Index(files, "binding")
+    with pytest.raises(DamagedError, match=damaged):
+        index.refresh()
+    save_index_file(files, [(_pack(1), _blobs(1))], Marks(frozenset({damaged})))
+    index.refresh()
+    assert index.blob_count() == len(_blobs(1))
+
+
+@pytest.mark.parametrize("field", ["supersedes", "brs_dropped"])
+@pytest.mark.parametrize("value", ["[1]", '["x"]', '"text"', "{}", "7"])
+def test_marks_that_are_no_names_are_damage(files: SealedFiles, field: str, value: str) -> None:
+    name = files.save(Kind.INDEX, f'{{"{field}":{value},"packs":[]}}'.encode())
+    if value == "{}":
+        assert list(load_index_file(files, name)) == []  # as null: nothing is named
+        return
+    with pytest.raises(DamagedError, match=name):
+        list(load_index_file(files, name))

@@ -109,6 +109,10 @@ class ObjectLock(ABC):
         """The object read wrong: True if an older version is right, which is read from then on."""
 
     @abstractmethod
+    def hide(self, kind: Kind, name: str) -> bool:
+        """Put a locked object out of sight of programs that do not look beneath. False: these credentials may not."""
+
+    @abstractmethod
     def hidden(self, kind: Kind) -> Iterator[str]:
         """Names whose current object is deleted, or not the first that was stored under the name."""
 

@@ -42,7 +42,7 @@ from node_agent.repository.backend.base import (
 )
 from node_agent.repository.backend.lock_probe import PROMISE, LockProbe
 from node_agent.repository.backend.lock_rule import LockRule
-from node_agent.repository.backend.object_store import ObjectStoreBackend
+from node_agent.repository.backend.s3 import S3Backend
 from node_agent.repository.backend.s3_versions import NotLocked, Version, VersionedBucket
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,17 @@ class S3ObjectLock(ObjectLock):
                 logger.warning("%s was deleted or overwritten; it is read from its version %s", path, version)
             return bool(version)
         return False
+
+    def hide(self, kind: Kind, name: str) -> bool:
+        path = self.path(kind, name)
+        try:
+            versions = self._try(lambda: self.versions_of(path))
+            if versions and not versions[0].marker:
+                self._try(lambda: self.bucket.delete(path))
+        except BackendReadOnly as error:
+            logger.warning("%s %s stays in sight: %s", kind.name.lower(), name[:10], error.message)
+            return False
+        return True
 
     def hidden(self, kind: Kind) -> Iterator[str]:
         for versions in self.bucket.versions(f"{self._prefix}{kind.value}"):
@@ -225,7 +236,7 @@ class S3ObjectLock(ObjectLock):
         return result
 
 
-class ObjectLockBackend(ObjectStoreBackend):
+class ObjectLockBackend(S3Backend):
     """A bucket with Object Lock. Objects travel through obstore but where a lock or a version is in question."""
 
     object_lock: S3ObjectLock
@@ -262,17 +273,12 @@ class ObjectLockBackend(ObjectStoreBackend):
             super().put(kind, name, [content])
 
     def _put_first(self, parts: Sequence[Buffer]) -> None:
-        """A config: in buckets with versions not every store knows conditions, so the first version counts."""
+        """A config; also one that was deleted is in the way, since of config the first version counts."""
         path, content = self._path(Kind.CONFIG, CONFIG_NAME), b"".join(parts)
-        taken = RepositoryExists(f"There is already a repository at {self.url}.")
-        if any(not version.marker for version in self.object_lock.versions_of(path)):
-            raise taken
-        mine = self.object_lock.bucket.put(path, content, hashlib.sha256(content).digest())
-        first = [version for version in self.object_lock.versions_of(path) if not version.marker][-1]
-        if mine and first.id != mine:
-            with contextlib.suppress(BackendReadOnly):  # it stays beneath, unread
-                self.object_lock.bucket.delete(path, mine)
-            raise taken
+        with self._claimed():
+            if any(not version.marker for version in self.object_lock.versions_of(path)):
+                raise RepositoryExists(f"There is already a repository at {self.url}.")
+            self.object_lock.bucket.put(path, content, hashlib.sha256(content).digest())
 
     def get(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
         if kind is Kind.LOCK:
@@ -314,10 +320,7 @@ class ObjectLockBackend(ObjectStoreBackend):
     def delete(self, kind: Kind, name: str) -> None:
         path = self._path(kind, name)
         if kind is Kind.LOCK:
-            try:
-                self._discard(path)
-            except BackendReadOnly:  # no right to remove versions: under a marker then
-                super().delete(kind, name)
+            self._discard(path)
             return
         versions = self.object_lock.versions_of(path)
         until = self.object_lock.latest_lock(versions)
@@ -331,8 +334,9 @@ class ObjectLockBackend(ObjectStoreBackend):
             self.object_lock.bucket.delete(path, version.id)
 
     def remove_leftovers(self) -> int:
-        """What locks and clocks left under ``locks/``: older versions and markers."""
-        removed = 0
+        """What locks and clocks left under ``locks/``: older versions and markers. Of packs and index files those that
+        were put out of sight while they were locked, and are no longer."""
+        removed = sum(map(self._remove_hidden, (Kind.PACK, Kind.INDEX)))
         bucket = self.object_lock.bucket
         for versions in bucket.versions(f"{self._prefix}{Kind.LOCK.value}/"):
             live = versions[0] if not versions[0].marker and is_object_name(versions[0].path[-64:]) else None
@@ -343,10 +347,22 @@ class ObjectLockBackend(ObjectStoreBackend):
                         removed += 1
         return removed
 
+    def _remove_hidden(self, kind: Kind) -> int:
+        removed = 0
+        for versions in self.object_lock.bucket.versions(f"{self._prefix}{kind.value}/"):
+            if versions[0].marker and not self.object_lock.latest_lock(versions):
+                for version in versions:
+                    self.object_lock.bucket.delete(version.path, version.id)
+                removed += 1
+        return removed
+
     def _discard(self, path: str) -> None:
-        """For good; a plain delete would leave a version and a marker."""
-        for version in self.object_lock.versions_of(path):
-            self.object_lock.bucket.delete(path, version.id)
+        """For good; a plain delete leaves a version and a marker, which is what happens where no more is allowed."""
+        try:
+            for version in self.object_lock.versions_of(path):
+                self.object_lock.bucket.delete(path, version.id)
+        except BackendReadOnly:
+            self.object_lock.bucket.delete(path)
 
     def _existing(self, kind: Kind, versions: Sequence[Version]) -> ObjectInfo | None:
         if not versions or all(version.marker for version in versions):

@@ -40,7 +40,7 @@ from node_agent.repository.backend.base import CONFIG_NAME, Backend, Buffer, Kin
 from node_agent.repository.backend.base import object_path as path_in_layout
 from node_agent.repository.backend.settings import Settings, redacted
 
-_FOREIGN = (BaseError, OSError, ValueError)  # obstore raises these, its own and Python's
+FOREIGN = (BaseError, OSError, ValueError)  # obstore raises these, its own and Python's
 _STATUS = re.compile(r"status code: (\d{3})|code: (\d{3})\)")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]*)")
@@ -99,7 +99,7 @@ class ObjectStoreBackend(Backend):
                 self._put_once(path, content)
             else:
                 obstore.put(self._store, path, content, use_multipart=False)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             conflict = isinstance(error, AlreadyExistsError | PreconditionError)
             if kind is Kind.CONFIG and conflict and not _IMMUTABLE.search(str(error)):
                 raise RepositoryExists(f"There is already a repository at {self.url}.") from None
@@ -112,7 +112,7 @@ class ObjectStoreBackend(Backend):
         path = self._path(kind, name)
         try:
             return obstore.get(self._store, path, options=_range(offset, length)).bytes().to_bytes()
-        except _FOREIGN as error:
+        except FOREIGN as error:
             if _status(str(error)) == 416 or _BEHIND_THE_END.search(str(error)):
                 return b""
             self._raise(error, "read", kind, name)
@@ -135,7 +135,7 @@ class ObjectStoreBackend(Backend):
         except FileNotFoundError:
             self.create()  # the answer to a HEAD does not say whether the object or the bucket is missing
             raise self._missing(kind, name) from None
-        except _FOREIGN as error:
+        except FOREIGN as error:
             self._raise(error, "read", kind, name)
         return ObjectInfo(name, meta["size"], meta["last_modified"].timestamp())
 
@@ -146,7 +146,7 @@ class ObjectStoreBackend(Backend):
         except FileNotFoundError as error:
             if _NO_BUCKET.search(str(error)):
                 self._raise(error, "deleted", kind, name, writing=True)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             self._raise(error, "deleted", kind, name, writing=True)
 
     def now(self) -> float:
@@ -158,15 +158,15 @@ class ObjectStoreBackend(Backend):
                 return obstore.head(self._store, path)["last_modified"].timestamp()
             finally:
                 self._discard(path)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             self._raise(error, "written", Kind.LOCK, "clock", writing=True)
 
     def remove_leftovers(self) -> int:
-        """Clocks of processes that were killed; interrupted puts leave nothing."""
+        """Clocks and claims of processes that were killed; interrupted puts leave nothing."""
         removed = 0
         for page in self._pages(Kind.LOCK):
             for meta in page:
-                if "/clock-tmp-" in meta["path"]:
+                if "/clock-tmp-" in meta["path"] or "/init-tmp-" in meta["path"]:
                     with contextlib.suppress(FileNotFoundError):
                         obstore.delete(self._store, meta["path"])
                     removed += 1
@@ -189,7 +189,7 @@ class ObjectStoreBackend(Backend):
     def _pages(self, kind: Kind) -> Iterator[Sequence[Mapping[str, Any]]]:
         try:
             yield from obstore.list(self._store, f"{self._prefix}{kind.value}", chunk_size=_CHUNK)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             self._raise(error, "listed", kind, "")
 
     def _path(self, kind: Kind, name: str) -> str:

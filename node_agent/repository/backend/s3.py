@@ -10,21 +10,73 @@ companions, or the profile (AWS_PROFILE) in AWS_SHARED_CREDENTIALS_FILE, or the 
 from __future__ import annotations
 
 import configparser
+import contextlib
 import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import obstore
 from obstore.store import S3Store
 
-from node_agent.errors import ConfigError
+from node_agent.errors import BackendUnavailable, ConfigError, RepositoryExists
+from node_agent.repository.backend.base import CONFIG_NAME, Buffer, Kind
 from node_agent.repository.backend.lock_rule import LOCK_MODES, LockRule
-from node_agent.repository.backend.object_store import ObjectStoreBackend, client_settings, unusable
+from node_agent.repository.backend.object_store import FOREIGN, ObjectStoreBackend, client_settings, unusable
 from node_agent.repository.backend.settings import Settings, redacted
 
 _AMAZON = re.compile(r"s3[.-](?:dualstack\.)?(?:([a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?\Z")
 _DEFAULT_REGION = "us-east-1"
+CLAIM_S = 600.0  # longer than one attempt to put a config can last
 _LOCK_HINT = "Write for example: --option object-lock=compliance --option object-lock-days=30."
+
+
+class S3Backend(ObjectStoreBackend):
+    """Not every store keeps the condition on which a ``config`` is put (radosgw 16.2 does not, in buckets with
+    versions), so whoever puts one claims it first.
+
+    Put a claim, list the claims, look for a config, put it, take the claim away. Of two who put their claims, the
+    later one sees the other's claim, or, where that has gone already, the config that was put before. Who sees a claim
+    gives up and tries again after a random pause (RetryingBackend), so two may hinder each other for a moment, and
+    never both succeed.
+    """
+
+    def _put_once(self, path: str, content: Buffer) -> None:
+        with self._claimed():
+            if self.exists(Kind.CONFIG, CONFIG_NAME):
+                raise RepositoryExists(f"There is already a repository at {self.url}.")
+            super()._put_once(path, content)
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        mine = f"{self._prefix}{Kind.LOCK.value}/init-tmp-{secrets.token_hex(8)}"
+        try:
+            obstore.put(self._store, mine, b"", use_multipart=False)
+        except FOREIGN as error:
+            self._raise(error, "written", Kind.LOCK, "claim", writing=True)
+        try:
+            self._must_be_alone(mine)
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self._discard(mine)
+
+    def _must_be_alone(self, mine: str) -> None:
+        """By the store's clock; what a killed program left counts for some minutes."""
+        claims = {
+            meta["path"]: meta["last_modified"].timestamp()
+            for page in self._pages(Kind.LOCK)
+            for meta in page
+            if "/init-tmp-" in meta["path"]
+        }
+        now = claims.pop(mine, max(claims.values(), default=0.0))
+        if any(at > now - CLAIM_S for at in claims.values()):
+            raise BackendUnavailable(
+                f"Another program is making a repository at {self.url}.",
+                hint="Look again in a moment. If it was killed, this can be done anew after ten minutes.",
+            )
 
 
 def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
@@ -55,7 +107,7 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
         raise unusable("S3", error) from None
     url = _url(scheme, host, bucket, prefix)
     if rule is None:
-        return ObjectStoreBackend(store, url=url, bucket=bucket, prefix=prefix)
+        return S3Backend(store, url=url, bucket=bucket, prefix=prefix)
     from node_agent.repository.backend.object_lock import ObjectLockBackend, S3ObjectLock
     from node_agent.repository.backend.s3_versions import VersionedBucket, open_client
 

@@ -187,10 +187,13 @@ class VersionedBucket:
         retention = {"Mode": mode, "RetainUntilDate": _date(until)}
         self._call("put_object_retention", path, Key=path, VersionId=version, Retention=retention, **more)
 
-    def delete(self, path: str, version: str, *, bypass: bool = False) -> None:
-        more = {"BypassGovernanceRetention": True} if bypass else {}
+    def delete(self, path: str, version: str = "", *, bypass: bool = False) -> None:
+        """One version for good; without ``version`` a marker is laid over all of them."""
+        more: dict[str, Any] = {"BypassGovernanceRetention": True} if bypass else {}
+        if version:
+            more["VersionId"] = version
         try:
-            self._call("delete_object", path, Key=path, VersionId=version, **more)
+            self._call("delete_object", path, Key=path, **more)
         except ObjectMissing:
             return
 
