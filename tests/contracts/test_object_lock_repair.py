@@ -201,3 +201,15 @@ def test_a_repair_that_was_killed_before_it_could_hide_anything_is_finished_by_t
         result = repair_index(repo, lock)
         assert not result.changed and [one.name for one in result.still_locked] == damaged
     assert GOOD in restic(world.cli(tmp_path), "check", "--read-data")
+
+
+def test_a_locked_pack_that_was_only_overwritten_is_whole_to_a_repair(world: World, tmp_path: Path) -> None:
+    quick = Quick(world, tmp_path, 3600)
+    quick.point([os.urandom(50_000)])
+    packs = [v["Key"] for v in world.versions() if "/data/" in v["Key"]]
+    for key in packs:
+        world.s3.put_object(Bucket=world.bucket, Key=key, Body=b"ransom" * 20_000)
+    cli = world.cli(tmp_path)
+    summary = cli.json(*world.options(), "repair", "packs", *(key[-64:] for key in packs))
+    assert sorted(summary["healthy_packs"]) == sorted(key[-64:] for key in packs)
+    assert summary["still_locked"] == [] and summary["replaced_packs"] == []

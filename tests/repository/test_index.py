@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from node_agent.errors import DamagedError
+from node_agent.repository import index_rewrite
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.crypto import Key
 from node_agent.repository.index import Index
-from node_agent.repository.index_file import Marks, encode_index, load_index_file, save_index_file
+from node_agent.repository.index_file import Marks, encode_index, load_index_file, open_index_file, save_index_file
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
-from tests.repository.core_world import flip, stored
+from tests.repository.core_world import flip, new_repo, stored
 
 
 @pytest.fixture
@@ -244,3 +245,20 @@ def test_marks_that_are_no_names_are_damage(files: SealedFiles, field: str, valu
         return
     with pytest.raises(DamagedError, match=name):
         list(load_index_file(files, name))
+
+
+def test_marks_stand_in_the_last_file_of_a_set_so_that_a_kill_never_hides_what_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_rewrite, "MAX_BLOBS", 10)
+    marks = Marks(frozenset({"ab" * 32}))
+    repo = new_repo(tmp_path / "repo")
+    with repo.lock(exclusive=True) as lock:
+        packs = [(_pack(number), _blobs(number)) for number in range(5)]
+        names = index_rewrite.write_index(repo, lock, packs, lambda: marks)
+        found = [open_index_file(repo.files, name) for name in names]
+        assert [len(one.packs) for one in found] == [2, 2, 1]
+        assert [one.marks for one in found] == [Marks(), Marks(), marks]
+        (alone,) = index_rewrite.write_index(repo, lock, [], lambda: marks)
+        assert open_index_file(repo.files, alone).marks == marks
+        assert index_rewrite.write_index(repo, lock, []) == []

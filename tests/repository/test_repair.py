@@ -217,6 +217,18 @@ def test_what_was_lost_long_ago_is_fetched_when_a_source_turns_up(folder: Path, 
     _prove(folder)
 
 
+def test_a_pack_that_was_kept_aside_is_not_named_again_unless_it_proves_to_be_whole(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in stored(folder, "data")}
+    pack = _hurt(folder, BLOCKS[2])
+    assert _repair_packs(folder, [pack]).kept_aside_packs == [pack]
+    assert not _repair_index(folder).changed  # although its header can be read
+    assert _repair_index(folder, read_all=True).added_packs == []
+    (folder / "data" / pack[:2] / pack).write_bytes(before[pack])  # brought back from elsewhere
+    assert not _repair_index(folder).changed
+    assert _repair_index(folder, read_all=True).added_packs == [pack]
+    _prove(folder)
+
+
 def test_a_healthy_pack_stays(folder: Path) -> None:
     names = [path.name for path in stored(folder, "data")]
     result = _repair_packs(folder, [*names, "00" * 32])
