@@ -186,7 +186,8 @@ def _texts(field: str, given: Mapping[str, Any], known: tuple[str, ...], *, keep
         if text is None or len(text) > MAX_LENGTH or "\x00" in text:
             raise InvalidPlatform(field, _("%(name)s must be a text of at most 20,000 characters.") % {"name": name})
         if name == "private-key" and text:
-            text += "\n"  # the programs that read it want its last line ended
+            # Browsers send CR LF, and the last line unended: OpenSSH's client reads neither.
+            text = text.replace("\r\n", "\n") + "\n"
         if text or keep_empty:
             found[name] = text
     return found

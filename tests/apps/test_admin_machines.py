@@ -6,6 +6,7 @@ import pytest
 from django.urls import reverse
 
 from apps.catalog.models import RestorePoint
+from apps.inventory import platforms
 from apps.inventory.models import Platform, Workload
 from apps.jobs import requests
 from apps.jobs.models import Job, JobKind, RestoreDraft, State, Task
@@ -82,6 +83,13 @@ def test_a_saved_password_stays_and_does_not_go_to_another_host(client, world, k
     assert kvm.secret_names == ["password"]
     answer = client.post(change, {**same, "addresses_text": "evil.example"})
     assert answer.status_code == 200 and "told_password" in errors(answer)
+
+
+def test_a_key_comes_out_as_the_ssh_client_reads_it(client, world, kvm):
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\r\nb3Bl\r\n-----END OPENSSH PRIVATE KEY-----"
+    assert client.post(page(Platform, "add"), told(world, told_private_key=key, told_password="")).status_code == 302
+    kept = platforms.secrets_of(Platform.objects.get(name="cluster"))["private-key"]
+    assert kept == key.replace("\r\n", "\n") + "\n"
 
 
 def test_the_checks_of_a_running_test_are_shown_one_by_one(client, world, kvm):
