@@ -97,6 +97,10 @@ def _decode_pack(pack: dict[str, Any]) -> tuple[str, list[PackedBlob]]:
     return name.hex(), [_decode_blob(blob) for blob in pack.get("blobs") or ()]
 
 
+_LIMIT = 1 << 32
+_KINDS = {str(kind): kind for kind in BlobKind}
+
+
 def _encode_blob(blob: PackedBlob) -> str:
     raw = f',"uncompressed_length":{blob.raw_length}' if blob.raw_length else ""
     place = f'"offset":{blob.offset},"length":{blob.length}'
@@ -104,8 +108,15 @@ def _encode_blob(blob: PackedBlob) -> str:
 
 
 def _decode_blob(value: dict[str, Any]) -> PackedBlob:
+    """Written out, since a large repository has millions of entries. Numbers are Go's uint32."""
     blob_id = bytes.fromhex(value["id"])
-    numbers = (value["offset"], value["length"], value.get("uncompressed_length", 0))
-    if len(blob_id) != 32 or not all(isinstance(n, int) and 0 <= n < 1 << 32 for n in numbers):
+    offset, length, raw_length = value["offset"], value["length"], value.get("uncompressed_length", 0)
+    if not (
+        type(offset) is type(length) is type(raw_length) is int
+        and len(blob_id) == 32
+        and 0 <= offset < _LIMIT
+        and 0 <= length < _LIMIT
+        and 0 <= raw_length < _LIMIT
+    ):
         raise ValueError("a blob's entry is impossible")
-    return PackedBlob(BlobKind(value["type"]), blob_id, *numbers)
+    return PackedBlob(_KINDS[value["type"]], blob_id, offset, length, raw_length)

@@ -144,7 +144,8 @@ class PrunePlan:
 
     def mark_proven(self, blobs: Iterable[PackedBlob]) -> None:
         """These were read and proven in a pack that stays."""
-        self._db.executemany("UPDATE used SET proven = 1 WHERE key = ?", [(key_of(b.kind, b.id),) for b in blobs])
+        for batch in batches(key_of(blob.kind, blob.id) for blob in blobs):
+            self._db.execute(f"UPDATE used SET proven = 1 WHERE key IN ({marks(batch)})", batch)
 
     def unproven(self) -> Iterator[tuple[str, list[bytes]]]:
         """Keys that leaving packs hold and nothing proves yet, in pieces, by the pack that keeps them."""

@@ -23,6 +23,8 @@ _WORKERS = 2
 _AHEAD = 3  # packs read ahead
 _MAX_GAP = 256 << 10
 _LEVEL = 3
+_RUN_BYTES = 1 << 20  # blobs are hashed and written that many bytes at a time: one by one small ones cost twice as much
+_RUN_BLOBS = 256
 
 Wanted = tuple[str, Sequence[PackedBlob]]
 
@@ -94,6 +96,24 @@ def _runs(blobs: Sequence[PackedBlob]) -> Iterator[list[PackedBlob]]:
         yield run
 
 
+@dataclass(slots=True)
+class _Run:
+    """Blobs that come one after the other in a new pack."""
+
+    blobs: list[tuple[bytes, int, int]] = field(default_factory=list)  # id, sealed length, uncompressed length
+    parts: list[Buffer] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, blob: PackedBlob, sealed: Buffer) -> None:
+        self.blobs.append((blob.id, len(sealed), blob.raw_length))
+        self.parts.append(sealed)
+        self.size += len(sealed)
+
+    @property
+    def full(self) -> bool:
+        return self.size >= _RUN_BYTES or len(self.blobs) >= _RUN_BLOBS
+
+
 class PackStore:
     """Collects blobs into new packs of one kind each. Nothing is promised before :meth:`flush`. One thread."""
 
@@ -109,20 +129,28 @@ class PackStore:
         self._files = files
         self._guard = guard
         self._on_index = on_index
+        self._runs: dict[BlobKind, _Run] = {}
         self._builders: dict[BlobKind, PackBuilder] = {}
         self._unindexed: list[PackEntry] = []
 
     def add(self, blob: PackedBlob, sealed: Buffer) -> None:
         """A blob sealed with this repository's key; the caller has proven it."""
-        builder = self._builders.get(blob.kind)
-        if builder is not None and not builder.fits(len(sealed)):
-            self._store(self._builders.pop(blob.kind))
+        run = self._runs.setdefault(blob.kind, _Run())
+        run.add(blob, sealed)
+        if run.full:
+            self._take_run(blob.kind)
+
+    def _take_run(self, kind: BlobKind) -> None:
+        run = self._runs.pop(kind)
+        builder = self._builders.get(kind)
+        if builder is not None and not builder.fits(run.size, len(run.blobs)):
+            self._store(self._builders.pop(kind))
             builder = None
         if builder is None:
-            builder = self._builders[blob.kind] = PackBuilder(blob.kind)
-        builder.add(blob.id, bytes(sealed), blob.raw_length)
+            builder = self._builders[kind] = PackBuilder(kind)
+        builder.add_run(run.blobs, b"".join(run.parts))
         if builder.full:
-            self._store(self._builders.pop(blob.kind))
+            self._store(self._builders.pop(kind))
 
     def add_content(self, kind: BlobKind, content: bytes) -> bytes:
         """Compress, seal, prove and add; returns the blob's id."""
@@ -138,6 +166,8 @@ class PackStore:
 
     def flush(self) -> None:
         """Every pack durable and named by an index file."""
+        for kind in list(self._runs):
+            self._take_run(kind)
         for kind in list(self._builders):
             self._store(self._builders.pop(kind))
         self._write_index()
