@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
@@ -23,31 +22,17 @@ from node_agent.drivers.base import (
     Restored,
 )
 from node_agent.drivers.libvirt import BackupRequest, HostAccess, ImportRequest, LibvirtHost
-from node_agent.drivers.libvirt.access import Freeze, Limits
+from node_agent.drivers.libvirt.access import Limits
 from node_agent.drivers.libvirt.errors import HypervisorUnreachable, MachineMissing
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm, machines
-from node_agent.errors import BrsError, RefusedError
+from node_agent.errors import BrsError, RefusedError, SourceError
 from node_agent.items import Issue
 from node_agent.protocol import PlatformAccess
 from node_agent.ssh_trust import SILENT, quick_transport
 from node_agent.tasks.context import TaskContext
 
 _CONNECT_S = 15
-
-
-@dataclass
-class _Counted:
-    """A reader that remembers which disk is at work: the driver tells bytes only."""
-
-    name: str
-    reader: DiskReader
-    at_work: list[str]
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        self.at_work[0] = self.name
-        return self.reader.read(offset, length)
 
 
 class KvmPlatform(MachinePlatform):
@@ -89,7 +74,7 @@ class KvmPlatform(MachinePlatform):
         problems = []
         for address in addresses:
             try:
-                if any(vm.uuid == wanted.id for vm in self._host(address).inventory()):
+                if self._host(address).has(wanted.id):
                     return self._host(address)
             except BrsError as error:
                 problems.append(error)
@@ -123,11 +108,16 @@ class KvmPlatform(MachinePlatform):
 
     @contextmanager
     def open(self, wanted: MachineRequest, previous: Previous | None) -> Iterator[Machine]:
+        if wanted.before or wanted.after:
+            raise SourceError(
+                "Commands before and after a backup cannot be run for machines of a KVM host yet.", hint="Remove them."
+            )
         request = BackupRequest(
             machine=wanted.id,
             mark=wanted.mark,
             previous=previous,
-            freeze=Freeze(wanted.freeze.value),
+            freeze=wanted.freeze,
+            leave_out=wanted.leave_out,
             limits=Limits(frozen_s=wanted.freeze_limit_s),
         )
         with self._host_of(wanted).open(request) as machine:
@@ -144,16 +134,14 @@ class KvmPlatform(MachinePlatform):
         request = ImportRequest(
             name=order.name,
             folder=order.storage,
-            format="raw" if order.format == "raw" else "qcow2" if order.format == "qcow2" else "keep",
+            format=order.format,
             disks=order.disks,
             networks=order.networks,
             new_identity=order.new_identity,
             start=order.start,
             overwrite=order.overwrite,
         )
-        at_work = [""]
-        readers = {name: _Counted(name, reader, at_work, reader.size) for name, reader in disks.items()}
-        done = self._host(address).import_machine(metadata, readers, request, lambda count: tick(at_work[0], count))
+        done = self._host(address).import_machine(metadata, disks, request, tick)
         state = "running" if done.started else "not started"
         return Restored(f"{done.name} on {split(address)[0]}, {state}", done.notes)
 

@@ -54,3 +54,22 @@ def protected(lab: libvirt.Lab) -> Iterator[Callable[..., Protected]]:
         one.guest.remove()
         one.repo.close()
         shutil.rmtree(one.folder)
+
+
+@pytest.fixture(scope="session")
+def running(lab: libvirt.Lab) -> Iterator[libvirt.Guest]:
+    guest = lab.guest("running")
+    guest.start()
+    yield guest
+    guest.remove()
+
+
+@pytest.fixture
+def shared(running: libvirt.Guest, request: pytest.FixtureRequest) -> Iterator[Protected]:
+    """A guest that runs all the time, for tests that leave it as it was, with a repository for each of them."""
+    folder = running.lab.folder / "work" / request.function.__name__[:40]
+    folder.mkdir(parents=True)
+    one = Protected(running, folder)
+    yield one
+    one.repo.close()
+    shutil.rmtree(folder)

@@ -93,6 +93,9 @@ class Guest:
             return False
 
         wait(is_up, f"{self.name} to boot")
+        self.wait_for_agent()
+
+    def wait_for_agent(self) -> None:
         wait(self._agent_answers, f"the agent of {self.name}")
 
     def run(self, command: str) -> str:

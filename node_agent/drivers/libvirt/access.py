@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal
 
-from node_agent.drivers.base import Previous
+from node_agent.drivers.base import Freeze, Previous
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,6 @@ class HostAccess:
         return f"{self.user}@{self.host}{port}"
 
 
-class Freeze(StrEnum):
-    """Whether the guest's file systems are frozen for the instant of the snapshot."""
-
-    NO = "no"
-    TRY = "try"  # without an agent the point is crash-consistent, and says so
-    REQUIRE = "require"  # without an agent there is no backup
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds and bytes after which the script on the hypervisor steps in, whatever becomes of the node."""
@@ -62,6 +52,7 @@ class BackupRequest:
     previous: Previous | None = None
     freeze: Freeze = Freeze.TRY
     track: bool = True
+    leave_out: frozenset[str] = frozenset()  # disks that the user does not want
     limits: Limits = Limits()
 
     @property
@@ -79,7 +70,7 @@ class ImportRequest:
 
     name: str = ""
     folder: str = ""
-    format: Literal["keep", "raw", "qcow2"] = "keep"
+    format: str = ""  # raw, qcow2
     disks: Sequence[str] = ()
     networks: Mapping[str, str] = field(default_factory=dict)
     new_identity: bool = True

@@ -6,19 +6,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from node_agent.drivers.base import Changes, Consistency, Disk, Finding, Machine
+from node_agent.drivers.base import Changes, Consistency, Disk, DiskReader, Finding, Machine
 from node_agent.drivers.libvirt import pull, run_folder, stopped, tracking
 from node_agent.drivers.libvirt.access import BackupRequest, HostAccess, ImportRequest
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
-from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy
+from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy, MachineMissing
 from node_agent.drivers.libvirt.freeze import Begun
 from node_agent.drivers.libvirt.host import Host, checked_uuid
 from node_agent.drivers.libvirt.import_ import Imported, attach_disk, import_machine
-from node_agent.drivers.libvirt.import_disk import DiskReader
 from node_agent.drivers.libvirt.import_xml import Placed
 from node_agent.drivers.libvirt.inventory import Vm, internal_snapshots, machine, machines
 from node_agent.drivers.libvirt.journal import Entry, Journal
@@ -64,6 +63,15 @@ class LibvirtHost:
         with Host(self.access) as host:
             return machines(host)
 
+    def has(self, uuid: str) -> bool:
+        """Whether the machine is on this host now."""
+        try:
+            with Host(self.access) as host:
+                host.state(checked_uuid(uuid))
+        except MachineMissing:
+            return False
+        return True
+
     @contextmanager
     def open(self, request: BackupRequest) -> Iterator[Machine]:
         """The machine as it is at one instant. What an earlier run of this mark left behind is removed first.
@@ -74,7 +82,7 @@ class LibvirtHost:
         checked_uuid(request.machine)
         with Host(self.access) as host:
             journal = Journal(self._state, self.access, request.machine)
-            vm = settle(host, request, journal)
+            vm = _without(settle(host, request, journal), request.leave_out)
             if not vm.protected:
                 raise SourceError(f"{vm.name} has no disk that can be protected.", hint="Its page says why of each.")
             path = run_folder.new_path(host, request)
@@ -95,14 +103,18 @@ class LibvirtHost:
         point: Mapping[str, bytes],
         disks: Mapping[str, DiskReader],
         request: ImportRequest,
-        tick: Callable[[int], None] = lambda _: None,
+        tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
     ) -> Imported:
         """See :func:`node_agent.drivers.libvirt.import_.import_machine`."""
         with Host(self.access) as host:
             return import_machine(host, Journal(self._state, self.access, "import"), point, disks, request, tick)
 
     def attach_disk(
-        self, uuid: str, reader: DiskReader, placed: Placed, tick: Callable[[int], None] = lambda _: None
+        self,
+        uuid: str,
+        reader: DiskReader,
+        placed: Placed,
+        tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
     ) -> None:
         """See :func:`node_agent.drivers.libvirt.import_.attach_disk`."""
         with Host(self.access) as host:
@@ -119,8 +131,7 @@ class LibvirtHost:
         """Everything of this mark; the next backup reads all. MachineBusy while one runs."""
         request = BackupRequest(uuid, mark)
         with Host(self.access) as host:
-            vm = settle(host, request, Journal(self._state, self.access, uuid))
-            tracking.drop_strays(host, vm, request, "", ask_qemu=True)
+            settle(host, request, Journal(self._state, self.access, uuid))
 
     @contextmanager
     def _running(self, run: _Run, path: str) -> Iterator[Machine]:
@@ -160,9 +171,16 @@ def settle(host: Host, request: BackupRequest, journal: Journal) -> Vm:
             _thaw(host, vm, path)
         run_folder.remove(host, path)
     wanted = Tracking.of(request.previous.metadata, request) if request.previous is not None else None
-    tracking.drop_strays(host, vm, request, wanted.checkpoint if wanted is not None else "")
+    # Where no point names a checkpoint, qemu itself is asked which of ours there are: no image shows them yet.
+    tracking.drop_strays(host, vm, request, wanted.checkpoint if wanted is not None else "", ask_qemu=wanted is None)
     journal.clear()
     return vm
+
+
+def _without(vm: Vm, unwanted: frozenset[str]) -> Vm:
+    why = "it is left out by the machine's settings."
+    disks = [replace(disk, left_out=disk.left_out or why) if disk.target in unwanted else disk for disk in vm.disks]
+    return replace(vm, disks=tuple(disks))
 
 
 def _thaw(host: Host, vm: Vm, path: str) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from node_agent.drivers.base import Consistency
-from node_agent.drivers.libvirt.access import BackupRequest, Freeze
+from node_agent.drivers.base import Consistency, Freeze
+from node_agent.drivers.libvirt.access import BackupRequest
 from node_agent.drivers.libvirt.errors import HypervisorError
 from node_agent.drivers.libvirt.host import Host, refusal
 from node_agent.drivers.libvirt.inventory import Vm

@@ -14,12 +14,14 @@ import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from node_agent.drivers.base import DiskReader
 from node_agent.drivers.libvirt.access import ImportRequest
 from node_agent.drivers.libvirt.errors import HypervisorError
 from node_agent.drivers.libvirt.host import Host, is_uuid
-from node_agent.drivers.libvirt.import_disk import DiskReader, write_disk
+from node_agent.drivers.libvirt.import_disk import write_disk
 from node_agent.drivers.libvirt.import_xml import Placed, rewritten
 from node_agent.drivers.libvirt.inventory import Vm, machines
 from node_agent.drivers.libvirt.journal import Entry, Journal
@@ -68,7 +70,7 @@ def import_machine(
     point: Mapping[str, bytes],
     disks: Mapping[str, DiskReader],
     request: ImportRequest,
-    tick: Callable[[int], None] = lambda _: None,
+    tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
 ) -> Imported:
     """``point``: the small files of the restore point; ``disks``: readers of its disks by target.
 
@@ -144,6 +146,8 @@ def _planned(
     name = request.name or str(described["name"])
     if not re.fullmatch(r"[^/\x00-\x1f]{1,200}", name):
         raise TargetError(f"{printable(name)!r} cannot be a machine's name.", hint="Leave out slashes and controls.")
+    if request.format not in ("", *FORMATS):
+        raise TargetError(f"Disks are written as raw or qcow2, not as {request.format!r}.", hint="Choose one.")
     chosen = list(request.disks) or list(disks)
     if absent := [target for target in chosen if target not in disks]:
         raise TargetError(f"The restore point has no disk {absent[0]}.", hint=f"It has {', '.join(sorted(disks))}.")
@@ -172,7 +176,7 @@ def _place(
 ) -> Placed:
     source = str(known.get("source", "")) if known.get("kind") == "file" else ""
     kept = str(known.get("format", "")) if known.get("format") in FORMATS else "qcow2"
-    format = kept if request.format == "keep" else request.format
+    format = request.format or kept
     folder = request.folder or posixpath.dirname(source)
     if not folder.startswith("/"):
         raise TargetError(
@@ -215,12 +219,12 @@ def _refuse_twin(host: Host, uuid: str, work: _Import) -> None:
 # --- doing it ---
 
 
-def _write(work: _Import, reader: DiskReader, placed: Placed, tick: Callable[[int], None]) -> None:
+def _write(work: _Import, reader: DiskReader, placed: Placed, tick: Callable[[str, int], None]) -> None:
     folder = shlex.quote(work.folder)
     parent = shlex.quote(posixpath.dirname(placed.path))
     # qemu, which is another user, must pass through a folder that is made for it.
     work.host.shell(f"(umask 077; mkdir -p {folder}) && (umask 066; mkdir -p {parent})")
-    write_disk(work.host, reader, work.beside(placed, "new"), placed.format, work.folder, tick)
+    write_disk(work.host, reader, work.beside(placed, "new"), placed.format, work.folder, partial(tick, placed.target))
 
 
 def _put_in_place(work: _Import, xml: str, uuid: str, point: Mapping[str, bytes]) -> None:
@@ -275,7 +279,7 @@ def attach_disk(
     machine: str,
     reader: DiskReader,
     placed: Placed,
-    tick: Callable[[int], None] = lambda _: None,
+    tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
 ) -> None:
     """Restore one disk and give it to a machine that is there, as ``placed.target`` (running or not)."""
     settle_import(host, journal)

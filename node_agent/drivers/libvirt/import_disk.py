@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
+from node_agent.drivers.base import DiskReader
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.pull import no_way
 from node_agent.drivers.libvirt.tunnel import tunnel
@@ -15,14 +15,6 @@ from node_agent.errors import TargetError, TargetFull
 STEP = 4 << 20
 GRAIN = 64 << 10  # zeros in runs of this are not written; also qcow2's cluster
 _ZEROS = bytes(STEP)
-
-
-class DiskReader(Protocol):
-    """A disk out of the repository."""
-
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes: ...
 
 
 def write_disk(
@@ -44,7 +36,7 @@ def write_disk(
         try:
             client.connect()
         except NbdError as error:
-            raise no_way(error, through.complaint()) from error
+            raise no_way(host, socket, error, through.complaint()) from error
         try:
             _copy(reader, client, tick)
             client.flush()

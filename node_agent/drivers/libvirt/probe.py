@@ -7,9 +7,9 @@ import secrets
 import shlex
 from collections.abc import Iterator
 
-from node_agent.drivers.base import Finding
+from node_agent.drivers.base import Finding, Freeze
 from node_agent.drivers.libvirt import pull, run_folder
-from node_agent.drivers.libvirt.access import BackupRequest, Freeze, HostAccess, Limits
+from node_agent.drivers.libvirt.access import BackupRequest, HostAccess, Limits
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm, machines
 from node_agent.errors import BrsError

@@ -7,6 +7,7 @@ watchdog ends it when space or time run out.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -78,22 +79,25 @@ def contents(host: Host, vm: Vm, folder: RunFolder, plan: Plan) -> Iterator[dict
         for disk in vm.protected:
             contexts = [ALLOCATION, *([dirty_context(disk.target)] if disk.target in plan.since else [])]
             client = NbdClient(through.path, disk.target, contexts)
-            _connect(client, through)
+            _connect(host, f"{folder.path}/nbd", client, through)
             stack.callback(client.close)
             opened[disk.target] = NbdContent(client, disk.format, folder.why_broken)
         yield opened
 
 
-def _connect(client: NbdClient, through: Tunnel) -> None:
+def _connect(host: Host, socket: str, client: NbdClient, through: Tunnel) -> None:
     try:
         client.connect()
     except NbdError as error:
-        raise no_way(error, through.complaint()) from error
+        raise no_way(host, socket, error, through.complaint()) from error
 
 
-def no_way(error: NbdError, complaint: str) -> HypervisorError:
-    """Why the hypervisor's socket cannot be reached through the tunnel, in words that say what to do."""
-    if "administratively prohibited" in complaint:
+def no_way(host: Host, socket: str, error: NbdError, complaint: str) -> HypervisorError:
+    """Why the hypervisor's socket cannot be reached through the tunnel, in words that say what to do.
+
+    sshd says the same of a socket that may not be reached and of forwarding that is forbidden: so the socket is asked.
+    """
+    if "open failed" in complaint and host.connection.run(f"test -w {shlex.quote(socket)}").code == 0:
         return HypervisorError(
             "sshd on the hypervisor forbids forwarding of unix sockets.",
             hint="Set AllowStreamLocalForwarding yes (and DisableForwarding no) in its sshd_config, and reload it.",

@@ -82,7 +82,7 @@ def contents(host: Host, vm: Vm, folder: RunFolder, since: Mapping[str, str]) ->
             try:
                 client.connect()
             except NbdError as error:
-                raise no_way(error, through.complaint()) from error
+                raise no_way(host, socket, error, through.complaint()) from error
             stack.callback(client.close)
             content = _Content(client, disk.format, folder.why_broken, still.check_now)
             content.still = still

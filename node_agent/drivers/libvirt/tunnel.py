@@ -84,7 +84,7 @@ def _command(connection: Connection, folder: Path, remote: str) -> tuple[list[st
         "ForwardX11": "no",
         "IdentityAgent": "none",
         "NumberOfPasswordPrompts": "1",
-        "LogLevel": "ERROR",
+        "LogLevel": "INFO",
     }
     env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(folder), "LC_ALL": "C"}
     secret = access.password

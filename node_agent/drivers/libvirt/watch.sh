@@ -34,6 +34,7 @@ while [ -d "$dir" ]; do
   if [ $quiet -ge "$silent" ] && [ ! -e "$dir/frozen" ]; then
     end_job
     rm -rf "$dir"
+    rmdir "$(dirname "$dir")"
   elif [ ! -e "$dir/ended" ]; then
     why=
     [ $age -ge "$longest" ] && why=long
