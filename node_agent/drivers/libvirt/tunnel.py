@@ -58,6 +58,8 @@ def tunnel(connection: Connection, remote: str) -> Iterator[Tunnel]:
         try:
             opened = Tunnel(folder / "nbd", folder / "messages", process)
             _wait(opened, connection.access)
+            for secret in ("key", "askpass"):  # used: a process that is killed leaves its folder behind
+                (folder / secret).unlink(missing_ok=True)
             yield opened
         finally:
             _end(process)
