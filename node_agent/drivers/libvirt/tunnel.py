@@ -21,6 +21,7 @@ from node_agent.drivers.libvirt.ssh import Connection
 from node_agent.ssh_trust import QUICK_CIPHERS
 
 _READY_S = 30.0
+_ACCEPTS_CONNECTIONS = 0x10000  # the kernel's __SO_ACCEPTCON
 _POLL_S = 0.01
 _ASKPASS = '#!/bin/sh\nprintf "%s\\n" "$BRS_SECRET"\n'
 
@@ -123,11 +124,22 @@ def _askpass(folder: Path) -> Path:
 
 def _wait(opened: Tunnel, access: HostAccess) -> None:
     deadline = time.monotonic() + _READY_S
-    while not opened.path.exists():
+    while not _listens(opened.path):
         if opened.process.poll() is not None or time.monotonic() > deadline:
             why = opened.complaint() or "no reason given"
             raise HypervisorUnreachable(f"No tunnel to {access.shown} came up: {why}")
         time.sleep(_POLL_S)
+
+
+def _listens(path: Path) -> bool:
+    """The file is there before the client listens on it. To connect would be a connection on the other side too, so the
+    kernel's table is asked: Num RefCount Protocol Flags Type State Inode Path."""
+    lines = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text(errors="replace").splitlines())
+    return any(
+        len(line) == 8 and line[7] == str(path) and int(line[3], 16) & _ACCEPTS_CONNECTIONS
+        for line in lines
+        if line[0] != "Num"
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
