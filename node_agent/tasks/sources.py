@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from node_agent.drivers.base import Driver, MachinePlatform
 from node_agent.drivers.files import FilesDriver
@@ -45,7 +47,28 @@ def _kvm(access: PlatformAccess, context: TaskContext) -> MachinePlatform:
     return KvmPlatform(access, context)
 
 
-PLATFORMS: dict[str, PlatformDriver] = {"kvm": PlatformDriver(_kvm, modules=("paramiko",), programs=("ssh",))}
+def _rbd(access: PlatformAccess, context: TaskContext) -> MachinePlatform:
+    from node_agent.tasks.platform_rbd import RbdPlatform
+
+    return RbdPlatform(access, context)
+
+
+@cache
+def _lacks_rbd() -> list[str]:
+    """The bindings belong to the system's Python, not to ours. Asked once: what is installed later counts after a
+    restart of the node."""
+    from node_agent.drivers.ceph.cluster import usable_python
+
+    python = usable_python()
+    if python is not None and subprocess.run([python, "-c", "import rados, rbd"], capture_output=True).returncode == 0:
+        return []
+    return ["Ceph's library (Debian: apt install python3-rbd)"]
+
+
+PLATFORMS: dict[str, PlatformDriver] = {
+    "kvm": PlatformDriver(_kvm, modules=("paramiko",), programs=("ssh",)),
+    "rbd": PlatformDriver(_rbd, lacks=_lacks_rbd),
+}
 
 
 def names() -> list[str]:

@@ -154,7 +154,7 @@ class Radosgw(Peer):
     """Ceph's own gateway, over a whole Ceph of this machine (``make test-lab``)."""
 
     def __init__(self, folder: Path) -> None:
-        if absent := [program for program in ceph.PROGRAMS if ceph.which(program) is None]:
+        if absent := [program for program in (*ceph.PROGRAMS, *ceph.GATEWAY_PROGRAMS) if ceph.which(program) is None]:
             missing(f"{', '.join(absent)} not installed (make test-lab)")
         self._folder = Path(tempfile.mkdtemp(prefix="brs-lab-"))
         self.lab = ceph.Ceph(self._folder)

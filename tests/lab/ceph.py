@@ -1,13 +1,16 @@
-"""A real Ceph on this machine, as small as it gets, with its S3 gateway:
+"""A real Ceph on this machine, as small as it gets, with its S3 gateway and a pool for RBD:
 
-    python -m tests.lab.ceph up [--folder DIR] [--store bluestore] [--mgr]
+    python -m tests.lab.ceph up [--folder DIR] [--store bluestore] [--mgr] [--no-gateway]
     python -m tests.lab.ceph status
     python -m tests.lab.ceph down
 
 One monitor, one OSD (in memory, or on a file with ``--store bluestore``), and radosgw, from Debian's packages
-(ceph-mon, ceph-osd, ceph-common, radosgw), on free ports of 127.0.0.1, everything in one folder. No systemd. ``up``
-may be repeated, and goes on with what is there; ``down`` ends the processes that run with this folder's configuration,
-nothing else, and removes the folder.
+(ceph-mon, ceph-osd, ceph-common, radosgw; ceph-mgr with ``--mgr``), on free ports of 127.0.0.1, everything in one
+folder. No systemd. ``up`` may be repeated, and goes on with what is there; ``down`` ends the processes that run with
+this folder's configuration, nothing else, and removes the folder.
+
+The pool ``rbd`` is for images. Two clients beside client.admin: ``client.brs`` with just the rights that
+docs/platform-ceph.md asks for, and ``client.reader``, which may only read.
 """
 
 from __future__ import annotations
@@ -28,7 +31,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "radosgw", "radosgw-admin")
+PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool")
+GATEWAY_PROGRAMS = ("radosgw", "radosgw-admin")
+RBD_POOL = "rbd"
+CLIENTS = {
+    "brs": ("profile rbd", f"profile rbd pool={RBD_POOL}"),
+    "reader": ("profile rbd-read-only", f"profile rbd-read-only pool={RBD_POOL}"),
+}
 DEFAULT_FOLDER = Path(f"/tmp/brs-lab-ceph-{os.getuid()}")
 _READY_S = 60.0
 _CONF = """[global]
@@ -105,8 +114,10 @@ class State:
     """What ``up`` wrote down: where it runs and how to get in."""
 
     folder: str
-    s3_port: int
+    s3_port: int  # 0 without a gateway
     mon_port: int
+    fsid: str
+    keys: dict[str, str]  # of the clients for RBD, by name
     user: S3User
 
     @property
@@ -115,10 +126,19 @@ class State:
 
 
 class Ceph:
-    def __init__(self, folder: Path = DEFAULT_FOLDER, *, store: str = "memstore", mgr: bool = False, gib: int = 8):
+    def __init__(
+        self,
+        folder: Path = DEFAULT_FOLDER,
+        *,
+        store: str = "memstore",
+        mgr: bool = False,
+        gateway: bool = True,
+        gib: int = 8,
+    ):
         self.folder = folder
         self._store = store
         self._mgr = mgr
+        self._gateway = gateway
         self._gib = gib
         self._conf = folder / "ceph.conf"
         self._admin = folder / "ceph.client.admin.keyring"
@@ -130,15 +150,18 @@ class Ceph:
         state = self.state()
         if state is not None and self.answers(state):
             return state
-        if absent := [program for program in PROGRAMS if which(program) is None]:
-            raise LabError(f"Not installed: {', '.join(absent)} (Debian: ceph-mon ceph-osd ceph-common radosgw).")
+        wanted = (*PROGRAMS, *(GATEWAY_PROGRAMS if self._gateway else ()), *(("ceph-mgr",) if self._mgr else ()))
+        if absent := [program for program in wanted if which(program) is None]:
+            raise LabError(
+                f"Not installed: {', '.join(absent)} (Debian: ceph-mon ceph-osd ceph-common radosgw ceph-mgr)."
+            )
         self.down()
         for name in ("log", "run", "crash", "mon", "mgr", "rgw", "osd0"):
             (self.folder / name).mkdir(parents=True)
-        mon_port, s3_port = _free_port(), _free_port()
+        mon_port, s3_port, fsid = _free_port(), _free_port(), str(uuid.uuid4())
         self._conf.write_text(
             _CONF.format(
-                fsid=uuid.uuid4(),
+                fsid=fsid,
                 folder=self.folder,
                 mon_port=mon_port,
                 s3_port=s3_port,
@@ -146,12 +169,16 @@ class Ceph:
                 gib=self._gib << 30,
             )
         )
-        self._start_mon(mon_port)
+        self._start_mon(mon_port, fsid)
         if self._mgr:
             self._start_mgr()
         self._start_osd()
-        self._start_gateway(s3_port)
-        state = State(str(self.folder), s3_port, mon_port, self.make_user("lab"))
+        keys = self._make_rbd()
+        user = S3User("", "", "")
+        if self._gateway:
+            self._start_gateway(s3_port)
+            user = self.make_user("lab")
+        state = State(str(self.folder), s3_port if self._gateway else 0, mon_port, fsid, keys, user)
         (self.folder / "state.json").write_text(json.dumps(asdict(state)))
         return state
 
@@ -188,7 +215,8 @@ class Ceph:
 
     def answers(self, state: State) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", state.s3_port), 1).close()
+            for port in filter(None, (state.mon_port, state.s3_port)):
+                socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             return False
         return bool(self.pids())
@@ -202,15 +230,34 @@ class Ceph:
         )
         return user
 
+    def add_client(self, name: str, *caps: str) -> str:
+        """A client with these rights (``mon``, ``profile rbd``, …). Returns its key."""
+        self._ceph("auth", "get-or-create", f"client.{name}", *caps)
+        return self._ceph("auth", "get-key", f"client.{name}").strip()
+
+    def rbd(self, *args: str | Path) -> str:
+        """The rbd program as client.admin: what an administrator does beside us."""
+        return self._run("rbd", *self._as_admin(), *args)
+
+    def admin_key(self) -> str:
+        return next(line.split()[-1] for line in self._admin.read_text().splitlines() if "key =" in line)
+
+    def ceph(self, *args: str | Path) -> str:
+        return self._ceph(*args)
+
     # --- parts ---
 
-    def _start_mon(self, port: int) -> None:
+    def _make_rbd(self) -> dict[str, str]:
+        self._ceph("osd", "pool", "create", RBD_POOL, "8")
+        self._ceph("osd", "pool", "application", "enable", RBD_POOL, "rbd")
+        return {name: self.add_client(name, "mon", mon, "osd", osd) for name, (mon, osd) in CLIENTS.items()}
+
+    def _start_mon(self, port: int, fsid: str) -> None:
         mon_keys, monmap = self.folder / "mon.keyring", self.folder / "monmap"
         caps = [part for who in ("mon", "osd", "mgr") for part in ("--cap", who, "allow *")]
         self._run("ceph-authtool", "--create-keyring", mon_keys, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
         self._run("ceph-authtool", "--create-keyring", self._admin, "--gen-key", "-n", "client.admin", *caps)
         self._run("ceph-authtool", mon_keys, "--import-keyring", self._admin)
-        fsid = next(line.split()[-1] for line in self._conf.read_text().splitlines() if line.startswith("fsid"))
         address = f"[v2:127.0.0.1:{port}]"
         self._run("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", fsid, monmap)
         self._run("ceph-mon", "-c", self._conf, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", mon_keys)
@@ -303,8 +350,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--store", choices=("memstore", "bluestore"), default="memstore")
     parser.add_argument("--mgr", action="store_true", help="also a manager (for Cinder and for capacity figures)")
+    parser.add_argument("--no-gateway", action="store_true", help="without radosgw, for RBD alone")
     given = parser.parse_args(args)
-    ceph = Ceph(given.folder.absolute(), store=given.store, mgr=given.mgr)
+    ceph = Ceph(given.folder.absolute(), store=given.store, mgr=given.mgr, gateway=not given.no_gateway)
     if given.command == "down":
         print(f"ended {ceph.down()} processes")
         return 0

@@ -1,4 +1,4 @@
-"""The lab's hypervisor, once for all tests that need it, and guests that are thrown away."""
+"""The lab's hypervisor and its cluster, once for all tests that need them, and guests that are thrown away."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.repository.repository import Repository
 from tests.contracts.backend_peers import missing, needed
-from tests.lab import libvirt
+from tests.lab import ceph, libvirt
 from tests.lab.kvm_world import Protected
+from tests.lab.rbd_world import PYTHON, World
+from tests.repository.core_world import new_repo
 from tests.repository.data_world import need_root
 
 
@@ -73,3 +76,27 @@ def shared(running: libvirt.Guest, request: pytest.FixtureRequest) -> Iterator[P
     yield one
     one.repo.close()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster_of_session() -> Iterator[World]:
+    if not os.environ.get("BRS_LAB"):
+        pytest.skip("NOT TESTED HERE: a real cluster is started by make test-lab (BRS_LAB=1)")
+    needed(*(program if ceph.which(program) is None else str(ceph.which(program)) for program in ceph.PROGRAMS))
+    needed("rbd", PYTHON, "restic", "qemu-img")
+    folder = Path(tempfile.mkdtemp(prefix="brs-lab-rbd-"))
+    lab = ceph.Ceph(folder, gateway=False)
+    world = World(lab, lab.up(), folder)
+    yield world
+    world.stop()
+
+
+@pytest.fixture
+def world(cluster_of_session: World, tmp_path: Path) -> World:
+    cluster_of_session.folder = tmp_path  # each test its own state of the node
+    return cluster_of_session
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    return new_repo(tmp_path / "repo")

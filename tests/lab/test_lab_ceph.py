@@ -15,10 +15,12 @@ import pytest
 from tests.contracts.backend_peers import needed
 from tests.lab import ceph
 
+ALL = (*ceph.PROGRAMS, *ceph.GATEWAY_PROGRAMS)
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    needed(*(program if shutil.which(program) else f"/usr/sbin/{program}" for program in ceph.PROGRAMS))
+    needed(*(program if shutil.which(program) else f"/usr/sbin/{program}" for program in ALL))
     place = Path(tempfile.mkdtemp(prefix="brs-lab-"))
     yield place
     ceph.Ceph(place).down()

@@ -1,0 +1,1 @@
+"""Ceph RBD: images of a cluster as disks to protect, and back. docs/platform-ceph.md says how it works."""

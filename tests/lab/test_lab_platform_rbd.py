@@ -1,0 +1,50 @@
+"""The whole way of an image of a real cluster, by the tasks that a node runs: test, look, back up, bring back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node_agent.errors import TargetExists
+from node_agent.protocol import MachineTarget, PlatformAccess
+from tests.lab import ceph
+from tests.lab.platform_bench import Bench
+from tests.lab.rbd_world import World
+from tests.repository.data_world import MIB
+
+
+@pytest.fixture
+def bench(world: World, tmp_path: Path) -> Bench:
+    access = PlatformAccess(
+        kind="rbd",
+        addresses=[f"127.0.0.1:{world.state.mon_port}"],
+        user="brs",
+        options={"fsid": world.state.fsid, "pools": ceph.RBD_POOL},
+        secrets={"key": world.state.keys["brs"]},
+    )
+    return Bench(tmp_path, access)
+
+
+def test_from_the_connection_test_to_the_image_that_is_there_again(world: World, bench: Bench) -> None:
+    tested = bench.probe()
+    assert all(check.ok for check in tested.checks), tested.checks
+    wrong = bench.probe(options={"fsid": "4dea22b3-1d52-d8f3-2516-782e98ab3fa0", "pools": ceph.RBD_POOL})
+    assert not wrong.checks[-1].ok
+
+    name = world.image()
+    machine = bench.discover()[name]
+    assert machine.disks[0].size_bytes == 40 * MIB
+    full = bench.back_up(machine)
+    world.guest(name, ["write", 7 * MIB, 100_000, 9])
+    again = bench.back_up(machine, full)
+    # A small disk is compared as a whole, so what is read says nothing here.
+    assert again.parent_id == full.snapshot_id and again.new_bytes <= 2 * MIB, (again, bench.said)
+    assert "tracking-not-used" not in {issue.code for issue in bench.issues.items}
+
+    truth = world.exported(name)
+    done = bench.restore(machine, again, MachineTarget(name=f"{name}-back"))
+    assert done.target == f"rbd:{ceph.RBD_POOL}/{name}-back"
+    assert world.exported(f"{name}-back") == truth
+    with pytest.raises(TargetExists):
+        bench.restore(machine, again, MachineTarget(name=f"{name}-back"))
