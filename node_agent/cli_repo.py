@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 
+from node_agent.cli_options import add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
-from node_agent.cli_session import add_common_options
 
 _OVERWRITE = ("always", "changed", "never")
 _COMPRESSION = ("auto", "off", "fastest", "better", "max")

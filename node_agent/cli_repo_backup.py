@@ -13,18 +13,15 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from node_agent.cli_options import lock_wait_s, read_password, repository_url, wants_json
 from node_agent.cli_session import (
     human_size,
-    lock_wait_s,
     open_repository,
     open_store,
     print_json,
     progress_shown,
-    read_password,
     report_issues,
-    repository_url,
     split_tags,
-    wants_json,
 )
 from node_agent.drivers.image import open_image
 from node_agent.errors import ConfigError, DamagedError, SnapshotNotFound, SourceError

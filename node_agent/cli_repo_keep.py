@@ -8,18 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from node_agent.cli_options import lock_wait_s, seconds, wants_json
 from node_agent.cli_repo_maintain import prune_options, tell_prune
-from node_agent.cli_repo_open import chosen, seconds
-from node_agent.cli_session import (
-    human_size,
-    lock_wait_s,
-    open_repository,
-    print_json,
-    progress_shown,
-    split_tags,
-    tag_lists,
-    wants_json,
-)
+from node_agent.cli_repo_open import chosen
+from node_agent.cli_session import human_size, open_repository, print_json, progress_shown, split_tags, tag_lists
 from node_agent.errors import ConfigError
 from node_agent.repository import check as check_module
 from node_agent.repository import maintenance

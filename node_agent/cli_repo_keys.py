@@ -7,46 +7,48 @@ import contextlib
 import getpass
 import os
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from node_agent.cli_options import cache_dir, lock_wait_s, read_password, wants_json
 from node_agent.cli_session import (
-    cache_dir,
     human_size,
-    lock_wait_s,
+    local_databases,
     open_repository,
     open_store,
     print_json,
-    read_password,
-    wants_json,
+    remove_old_databases,
 )
 from node_agent.errors import ConfigError, TargetError
 from node_agent.repository.key_export import export_keys, restore_keys
-from node_agent.repository.keys import OpenedKey, change_password, list_keys, open_master_key, remove_key
+from node_agent.repository.keys import change_password, list_keys, remove_key
 from node_agent.repository.repository import Repository
 
 _SHORT = 8
-_DAY_S = 86400
 
 
 @contextlib.contextmanager
-def _opened(args: argparse.Namespace, *, write: bool) -> Iterator[tuple[Repository, OpenedKey]]:
-    """The repository and which key opened it."""
-    with open_repository(args) as repo:
-        with repo.lock(exclusive=write, wait_s=lock_wait_s(args), read_only_ok=not write):
-            yield repo, open_master_key(repo.backend, read_password(args))
+def _reading(args: argparse.Namespace) -> Iterator[Repository]:
+    with open_repository(args) as repo, repo.lock(wait_s=lock_wait_s(args), read_only_ok=True):
+        yield repo
+
+
+@contextlib.contextmanager
+def _changing(args: argparse.Namespace, *, exclusive: bool) -> Iterator[Repository]:
+    with open_repository(args) as repo, repo.lock(exclusive=exclusive, wait_s=lock_wait_s(args)):
+        repo.guard(prove=exclusive)
+        yield repo
 
 
 def key_list(args: argparse.Namespace) -> int:
-    with _opened(args, write=False) as (repo, opened):
+    with _reading(args) as repo:
         found = list_keys(repo.backend)
     if wants_json(args):
         print_json(
             [
                 {
-                    "current": key.name == opened.name,
+                    "current": key.name == repo.opened_by.name,
                     "id": key.name[:_SHORT],
                     "userName": key.username,
                     "hostName": key.hostname,
@@ -59,7 +61,7 @@ def key_list(args: argparse.Namespace) -> int:
         )
         return 1 if any(key.damaged for key in found) else 0
     for key in found:
-        mark = "*" if key.name == opened.name else " "
+        mark = "*" if key.name == repo.opened_by.name else " "
         said = f"DAMAGED: {key.damaged}" if key.damaged else f"{key.username}@{key.hostname}  {key.created[:19]}"
         print(f"{mark}{key.name[:_SHORT]}  {said}")
     return 1 if any(key.damaged for key in found) else 0
@@ -67,7 +69,7 @@ def key_list(args: argparse.Namespace) -> int:
 
 def key_add(args: argparse.Namespace) -> int:
     password = _new_password(args)
-    with _opened(args, write=False) as (repo, _):
+    with _changing(args, exclusive=False) as repo:
         name = repo.add_key(password)
     _tell(args, "added", name, f"key {name[:_SHORT]} was added")
     return 0
@@ -75,23 +77,21 @@ def key_add(args: argparse.Namespace) -> int:
 
 def key_passwd(args: argparse.Namespace) -> int:
     password = _new_password(args)
-    with _opened(args, write=True) as (repo, opened):
-        repo.guard(prove=True)
-        name = change_password(repo.backend, opened, password)
+    with _changing(args, exclusive=True) as repo:
+        name = change_password(repo.backend, repo.opened_by, password)
     _tell(args, "changed", name, f"the password was changed; the new key is {name[:_SHORT]}")
     return 0
 
 
 def key_remove(args: argparse.Namespace) -> int:
-    with _opened(args, write=True) as (repo, opened):
-        repo.guard(prove=True)
-        name = remove_key(repo.backend, args.id, current=opened.name)
+    with _changing(args, exclusive=True) as repo:
+        name = remove_key(repo.backend, args.id, current=repo.opened_by.name)
     _tell(args, "removed", name, f"key {name[:_SHORT]} was removed")
     return 0
 
 
 def key_export(args: argparse.Namespace) -> int:
-    with _opened(args, write=False) as (repo, _):
+    with _reading(args) as repo:
         content = export_keys(repo)
         name = repo.id
     path = Path(args.file)
@@ -164,11 +164,8 @@ def cache(args: argparse.Namespace) -> int:
     folder = cache_dir(args)
     if folder is None:
         raise ConfigError("There is no cache without a folder for it.", hint="Leave out --no-cache.")
-    found = _databases(folder)
-    old = [entry for entry in found if entry.age_days > args.max_age] if args.cleanup else []
-    for entry in old:
-        for path in folder.glob(f"{entry.repository}*.sqlite*"):
-            path.unlink(missing_ok=True)
+    found = local_databases(folder)
+    old = remove_old_databases(folder, args.max_age) if args.cleanup else []
     if wants_json(args):
         print_json(
             {
@@ -183,27 +180,3 @@ def cache(args: argparse.Namespace) -> int:
         print(f"{entry.repository}  {human_size(entry.bytes)}  used {entry.age_days} days ago{gone}")
     print(f"{len(found)} repositories in {folder}{f', {len(old)} removed' if args.cleanup else ''}")
     return 0
-
-
-@dataclass(slots=True)
-class _Databases:
-    """Of one repository."""
-
-    repository: str  # the beginning of its id
-    bytes: int = 0
-    age_days: int = 0
-
-
-def _databases(folder: Path) -> list[_Databases]:
-    found: dict[str, _Databases] = {}
-    for path in sorted(folder.glob("*.sqlite*")):
-        name = path.name.split(".", 1)[0]
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            continue  # a journal that just went
-        age_days = int((time.time() - stat.st_mtime) / _DAY_S)
-        known = found.setdefault(name, _Databases(name, age_days=age_days))
-        known.bytes += stat.st_size
-        known.age_days = min(known.age_days, age_days)
-    return list(found.values())

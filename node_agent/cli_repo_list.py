@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from node_agent import __version__
+from node_agent.cli_options import lock_wait_s, wants_json
 from node_agent.cli_repo_open import chosen, reading
-from node_agent.cli_session import lock_wait_s, open_repository, print_json, wants_json
+from node_agent.cli_session import open_repository, print_json
 from node_agent.errors import DamagedError
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.maintenance import GroupKey, group_snapshots

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from node_agent.cli_session import open_store, print_json, progress_shown, read_password, wants_json
+from node_agent.cli_options import read_password, wants_json
+from node_agent.cli_session import open_store, print_json, progress_shown
 from node_agent.errors import BrsError, ConfigError
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Backend, Kind, ObjectLock

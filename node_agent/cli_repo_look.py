@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from node_agent.cli_options import wants_json
 from node_agent.cli_repo_modes import long_line, permissions
 from node_agent.cli_repo_open import chosen, reading
-from node_agent.cli_session import human_size, open_repository, print_json, progress_shown, wants_json
+from node_agent.cli_session import human_size, open_repository, print_json, progress_shown
 from node_agent.errors import ConfigError, ObjectMissing, RepositoryError
 from node_agent.items import printable
 from node_agent.progress import Progress

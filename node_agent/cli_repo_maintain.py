@@ -6,8 +6,9 @@ import argparse
 import sys
 from datetime import UTC, datetime
 
-from node_agent.cli_repo_open import chosen, reading_source, seconds
-from node_agent.cli_session import human_size, lock_wait_s, open_repository, print_json, progress_shown, wants_json
+from node_agent.cli_options import lock_wait_s, seconds, wants_json
+from node_agent.cli_repo_open import chosen, reading_source
+from node_agent.cli_session import human_size, open_repository, print_json, progress_shown
 from node_agent.errors import ConfigError
 from node_agent.repository.copy import CopyResult, copy_snapshots
 from node_agent.repository.prune import PruneOptions, PruneResult, parse_max_unused, parse_size
@@ -59,7 +60,11 @@ def tell_prune(result: PruneResult, *, dry_run: bool) -> None:
 
 
 def copy(args: argparse.Namespace) -> int:
-    with reading_source(args) as source, open_repository(args) as target, progress_shown(args) as progress:
+    with (
+        reading_source(args) as source,
+        open_repository(args, lockless=False) as target,
+        progress_shown(args) as progress,
+    ):
         with target.lock(wait_s=lock_wait_s(args)) as lock:
             target.load_index()
             snapshots = chosen(source, args, args.ids)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from node_agent.cli_session import (
+from node_agent.cli_options import (
     add_common_options,
     cache_dir,
+    key_hint,
     lock_wait_s,
-    open_repository,
     read_password,
     repository_url,
-    tag_lists,
+    shared_options,
 )
+from node_agent.cli_session import open_repository, tag_lists, warn_of_insecure_tls
 from node_agent.errors import ConfigError, DamagedError, WrongPassword
 
 if TYPE_CHECKING:
     from node_agent.repository.repository import Repository
     from node_agent.repository.snapshot import Snapshot
+
+_FROM = "RESTIC_FROM_"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 
@@ -56,7 +58,14 @@ def add_filters(parser: argparse.ArgumentParser, *, short_host: bool = True) -> 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-repo", metavar="URL", help="the other repository (RESTIC_FROM_REPOSITORY)")
+    parser.add_argument("--from-repository-file", metavar="FILE", help="file with its URL")
+    add_source_password(parser)
+
+
+def add_source_password(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-password-file", metavar="FILE", help="its password (RESTIC_FROM_PASSWORD_FILE)")
+    parser.add_argument("--from-password-command", metavar="CMD", help="program that prints its password")
+    parser.add_argument("--from-key-hint", metavar="KEY", help="the key of it to try first (RESTIC_FROM_KEY_HINT)")
 
 
 @contextlib.contextmanager
@@ -67,25 +76,35 @@ def reading(args: argparse.Namespace) -> Iterator[Repository]:
         yield repo
 
 
+def names_source(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether another repository is named to read from."""
+    options = (args.from_repo, getattr(args, "from_repository_file", None))
+    return any(options) or any(env.get(f"{_FROM}{name}") for name in ("REPOSITORY", "REPOSITORY_FILE"))
+
+
 @contextlib.contextmanager
 def reading_source(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Iterator[Repository]:
     """The other repository of a copy or a healing, read as above."""
     from node_agent.repository.backend import open_backend
     from node_agent.repository.repository import Repository
 
-    given = argparse.Namespace(repo=args.from_repo, password_file=args.from_password_file)
-    theirs = {
-        name: env[f"RESTIC_FROM_{name.removeprefix('RESTIC_')}"]
-        for name in ("RESTIC_REPOSITORY", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD")
-        if env.get(f"RESTIC_FROM_{name.removeprefix('RESTIC_')}")
-    }
-    if not (given.repo or theirs.get("RESTIC_REPOSITORY")):
+    names = ("repo", "repository_file", "password_file", "password_command", "key_hint")
+    given = argparse.Namespace(**{name: getattr(args, f"from_{name}", None) for name in names})
+    theirs = {f"RESTIC_{name.removeprefix(_FROM)}": value for name, value in env.items() if name.startswith(_FROM)}
+    if not names_source(args, env):
         raise ConfigError(
             "No repository to read from is named.", hint="Give --from-repo URL, or set RESTIC_FROM_REPOSITORY."
         )
-    backend = open_backend(repository_url(given, theirs))
+    backend = open_backend(repository_url(given, theirs), shared=shared_options(args))
+    warn_of_insecure_tls(args, backend.url)
     try:
-        source = Repository.open(backend, _source_password(given, theirs), cache_dir=cache_dir(args))
+        source = Repository.open(
+            backend,
+            _source_password(given, theirs),
+            cache_dir=cache_dir(args),
+            key_hint=key_hint(given, theirs),
+        )
+        source.lockless = bool(getattr(args, "no_lock", False))
     except WrongPassword as error:
         raise WrongPassword(
             f"{error.message} (of the repository to read from)",
@@ -101,7 +120,7 @@ def _source_password(given: argparse.Namespace, env: Mapping[str, str]) -> str:
     try:
         return read_password(given, env)
     except ConfigError as error:
-        if given.password_file or env:
+        if given.password_file or given.password_command or any("PASSWORD" in name for name in env):
             raise ConfigError(f"{error.message} (of the repository to read from)", hint=error.hint) from error
         raise ConfigError(
             "The password of the repository to read from is not given.",
@@ -122,16 +141,3 @@ def chosen(
     if ids:
         return [find_snapshot(repo, spec, **filters) for spec in ids]
     return list_snapshots(repo, **filters, damaged=damaged)
-
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def seconds(text: str | None, name: str) -> float | None:
-    """``2h30m``, ``30d``, ``90s``. Raises ConfigError."""
-    if not text:
-        return None
-    parts = re.findall(r"(\d+)([smhdw])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ConfigError(f"{name} {text!r} is not a duration.", hint="Durations are written like 2h30m, 90s or 30d.")
-    return float(sum(int(number) * _SECONDS[unit] for number, unit in parts))

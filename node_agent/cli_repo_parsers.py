@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from node_agent.cli_repo_open import Commands, add_filters, add_source_options, command
+from node_agent.cli_repo_open import Commands, add_filters, add_source_options, add_source_password, command
 
 _PERIODS = (("last", "-l"), ("hourly", ""), ("daily", "-d"), ("weekly", "-w"), ("monthly", "-m"), ("yearly", "-y"))
 _CAT = ("config", "snapshot", "index", "pack", "blob", "tree", "key", "masterkey", "lock")
@@ -82,7 +82,7 @@ def _repair(commands: Commands[argparse.ArgumentParser]) -> None:
     packs.add_argument("packs", nargs="*", metavar="PACK", help="packs that a check named (default: those it finds)")
     packs.add_argument("--read-data", action="store_true", help="read every pack to find the damaged ones")
     packs.add_argument("--from", dest="from_repo", metavar="URL", help="a repository that has the blobs")
-    packs.add_argument("--from-password-file", metavar="FILE", help="its password (RESTIC_FROM_PASSWORD_FILE)")
+    add_source_password(packs)
     snapshots = command(
         parts, "snapshots", "cli_repo_repair:repair_snapshots", "say which files are hurt; write snapshots without them"
     )

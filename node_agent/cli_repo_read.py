@@ -8,16 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from node_agent.cli_options import wants_json
 from node_agent.cli_repo_modes import long_line, permissions
 from node_agent.cli_repo_open import chosen, reading
-from node_agent.cli_session import (
-    human_size,
-    print_json,
-    progress_shown,
-    report_issues,
-    tag_lists,
-    wants_json,
-)
+from node_agent.cli_session import human_size, print_json, progress_shown, report_issues, tag_lists
 from node_agent.errors import ConfigError
 from node_agent.items import Issues, printable
 from node_agent.repository import files_restore

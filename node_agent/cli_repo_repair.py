@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from datetime import UTC, datetime
 
-from node_agent.cli_repo_open import chosen, reading_source
-from node_agent.cli_session import lock_wait_s, open_repository, print_json, progress_shown, wants_json
+from node_agent.cli_options import lock_wait_s, wants_json
+from node_agent.cli_repo_open import chosen, names_source, reading_source
+from node_agent.cli_session import open_repository, print_json, progress_shown
 from node_agent.errors import ConfigError
 from node_agent.items import printable
 from node_agent.progress import Progress
@@ -61,7 +61,7 @@ def _tell_index(result: index_module.RepairIndexResult) -> None:
 def repair_packs(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         sources = []
-        if args.from_repo or os.environ.get("RESTIC_FROM_REPOSITORY"):
+        if names_source(args):
             sources.append(stack.enter_context(reading_source(args)))
         repo = stack.enter_context(open_repository(args))
         progress = stack.enter_context(progress_shown(args))

@@ -1,20 +1,33 @@
-"""What the repository commands share: options, the password, opening, progress on the terminal, output."""
+"""What the repository commands share: opening, local databases, progress on the terminal, output."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
-import os
+import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from node_agent.errors import Cancelled, ConfigError, Interrupted
+from node_agent.cli_options import (
+    cache_dir,
+    key_hint,
+    pack_size,
+    read_password,
+    repository_url,
+    shared_options,
+    store_options,
+    verbosity,
+    wants_json,
+)
+from node_agent.errors import Cancelled, Interrupted
 from node_agent.items import Issue, Issues, Severity
 from node_agent.progress import Counters, Progress
 
@@ -22,119 +35,104 @@ if TYPE_CHECKING:
     from node_agent.repository.backend import Backend
     from node_agent.repository.repository import Repository
 
+logger = logging.getLogger(__name__)
+
 REDRAW_S = 0.5
-_STORE_OPTION = "option:"
+OLD_CACHE_DAYS = 30
+_DAY_S = 86400
+_SILENT = (("debug", "info"), ("debug",), ())  # by verbosity: what is not told
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every repository command; accepted before and after the command's name."""
-    absent = argparse.SUPPRESS
-    parser.add_argument("--repo", "-r", metavar="URL", default=absent, help="repository (RESTIC_REPOSITORY)")
-    parser.add_argument(
-        "--option", "-o", metavar="NAME=VALUE", action=AddOption, default=absent, help="of the store; may be repeated"
-    )
-    parser.add_argument("--password-file", "-p", metavar="FILE", default=absent, help="file with the password")
-    parser.add_argument("--cache-dir", metavar="DIR", default=absent, help="index cache (BRS_CACHE_DIR, ~/.cache/brs)")
-    parser.add_argument("--no-cache", action="store_true", default=absent, help="keep no cache of the index on disk")
-    parser.add_argument("--json", action="store_true", default=absent, help="output for programs")
-    parser.add_argument("--quiet", "-q", action="store_true", default=absent, help="no progress")
-    parser.add_argument(
-        "--wait-lock", type=float, metavar="SECONDS", default=absent, help="wait for another program's lock"
-    )
-
-
-class AddOption(argparse.Action):
-    """Gathers ``--option name=value`` given before and after the command's name."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[object] | None,
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        name, equals, value = str(values).partition("=")
-        if not name or not equals:
-            parser.error(f"--option needs NAME=VALUE, not {values!s}")
-        # One attribute for each: a command's own namespace replaces attributes of the same name given before it.
-        setattr(namespace, _STORE_OPTION + name, value)
-
-
-def option(args: argparse.Namespace, name: str, default: object = None) -> object:
-    return getattr(args, name, default)
-
-
-def wants_json(args: argparse.Namespace) -> bool:
-    return bool(getattr(args, "json", False))
 
 
 # --- opening ---
 
 
-def repository_url(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> str:
-    url = getattr(args, "repo", None) or env.get("RESTIC_REPOSITORY")
-    if not url:
-        raise ConfigError("No repository is named.", hint="Give --repo PATH, or set RESTIC_REPOSITORY.")
-    return str(url)
-
-
-def read_password(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> str:
-    """From --password-file, BRS_REPOSITORY_PASSWORD, RESTIC_PASSWORD_FILE, RESTIC_PASSWORD; first found."""
-    given = getattr(args, "password_file", None)
-    if given:
-        return _password_from(Path(given))
-    if env.get("BRS_REPOSITORY_PASSWORD"):
-        return env["BRS_REPOSITORY_PASSWORD"]
-    if env.get("RESTIC_PASSWORD_FILE"):
-        return _password_from(Path(env["RESTIC_PASSWORD_FILE"]))
-    if env.get("RESTIC_PASSWORD"):
-        return env["RESTIC_PASSWORD"]
-    raise ConfigError(
-        "The repository's password is not given.",
-        hint="Give --password-file FILE, or set BRS_REPOSITORY_PASSWORD or RESTIC_PASSWORD.",
-    )
-
-
-def _password_from(path: Path) -> str:
-    try:
-        # As restic: white space around the password, such as the newline at the end, is no part of it.
-        password = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The password file {path} cannot be read: {error}.", hint="Check the path and its rights."
-        ) from error
-    if not password:
-        raise ConfigError(f"The password file {path} is empty.", hint="Write the password into it.")
-    return password
-
-
-def cache_dir(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Path | None:
-    if getattr(args, "no_cache", False):
-        return None
-    given = getattr(args, "cache_dir", None) or env.get("BRS_CACHE_DIR")
-    if given:
-        return Path(given)
-    base = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME") or "/var/tmp") / ".cache")
-    return Path(base) / "brs"
-
-
 def open_store(args: argparse.Namespace) -> Backend:
-    """The store that --repo names, with the options of --option."""
+    """The store that is named, with the options given for it."""
     from node_agent.repository.backend import open_backend
 
-    given = {name.removeprefix(_STORE_OPTION): v for name, v in vars(args).items() if name.startswith(_STORE_OPTION)}
-    return open_backend(repository_url(args), given)
+    _be_verbose(verbosity(args))
+    store = open_backend(repository_url(args), store_options(args), shared=shared_options(args))
+    warn_of_insecure_tls(args, store.url)
+    return store
 
 
-def open_repository(args: argparse.Namespace) -> Repository:
+def open_repository(args: argparse.Namespace, *, lockless: bool | None = None) -> Repository:
+    """``lockless`` speaks for a repository to which --no-lock does not apply."""
     from node_agent.repository.repository import Repository
 
-    return Repository.open(open_store(args), read_password(args), cache_dir=cache_dir(args))
+    size, cache = pack_size(args), cache_dir(args)
+    repo = Repository.open(open_store(args), read_password(args), cache_dir=cache, key_hint=key_hint(args))
+    repo.lockless = bool(getattr(args, "no_lock", False)) if lockless is None else lockless
+    repo.pack_size = size or repo.pack_size
+    if getattr(args, "cleanup_cache", False) and cache is not None:
+        remove_old_databases(cache, OLD_CACHE_DAYS)
+    logger.info(
+        "repository %s (version %d) of %s opened by key %s; cache: %s",
+        repo.id[:10],
+        repo.config.version,
+        repo.backend.url,
+        repo.opened_by.name[:8],
+        cache or "none",
+    )
+    return repo
 
 
-def lock_wait_s(args: argparse.Namespace) -> float:
-    return float(getattr(args, "wait_lock", 0) or 0)
+def warn_of_insecure_tls(args: argparse.Namespace, url: str) -> None:
+    if "insecure-tls" in shared_options(args) | store_options(args):
+        print(
+            f"WARNING: --insecure-tls: nobody proves that {url} is that store. Whoever is in between gets the"
+            " credentials, and can withhold, replace and remove backups. Give --cacert FILE instead.",
+            file=sys.stderr,
+        )
+
+
+def _be_verbose(level: int) -> None:
+    """-v shows what the engine has to say, -vv each request to the store."""
+    if not level:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger(__package__)
+    ours.handlers = [handler]
+    ours.setLevel(logging.INFO if level == 1 else logging.DEBUG)
+    ours.propagate = False
+
+
+# --- local databases ---
+
+
+@dataclass(slots=True)
+class Databases:
+    """Of one repository."""
+
+    repository: str  # the beginning of its id
+    bytes: int = 0
+    age_days: int = 0
+
+
+def local_databases(folder: Path) -> list[Databases]:
+    found: dict[str, Databases] = {}
+    for path in sorted(folder.glob("*.sqlite*")):
+        name = path.name.split(".", 1)[0]
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue  # a journal that just went
+        age_days = int((time.time() - stat.st_mtime) / _DAY_S)
+        known = found.setdefault(name, Databases(name, age_days=age_days))
+        known.bytes += stat.st_size
+        known.age_days = min(known.age_days, age_days)
+    return list(found.values())
+
+
+def remove_old_databases(folder: Path, max_age_days: int) -> list[Databases]:
+    """Of repositories that nobody used for longer than that."""
+    old = [entry for entry in local_databases(folder) if entry.age_days > max_age_days]
+    for entry in old:
+        for path in folder.glob(f"{entry.repository}*.sqlite*"):
+            path.unlink(missing_ok=True)
+    return old
 
 
 # --- progress ---
@@ -148,7 +146,8 @@ def progress_shown(args: argparse.Namespace) -> Iterator[Progress]:
     a second Ctrl-C stops at once. SIGHUP is ignored: stock ``restic unlock`` sends it to ask whether the
     holder of a lock lives.
     """
-    bar = _Bar(shown=sys.stderr.isatty() and not getattr(args, "quiet", False) and not wants_json(args))
+    shown = sys.stderr.isatty() and not getattr(args, "quiet", False) and not wants_json(args)
+    bar = _Bar(shown, _SILENT[min(verbosity(args), len(_SILENT) - 1)])
     progress = Progress(log=bar.log)
     with _stopped_by_signals(progress), bar.drawing(progress):
         yield progress
@@ -176,13 +175,14 @@ def _stopped_by_signals(progress: Progress) -> Iterator[None]:
 class _Bar:
     """One line at the bottom of the terminal, redrawn; messages go above it."""
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, silent: Sequence[str]) -> None:
         self._shown = shown
+        self._silent = silent
         self._lock = threading.Lock()
         self._done = threading.Event()
 
     def log(self, level: str, message: str) -> None:
-        if level in ("debug", "info"):
+        if level in self._silent:
             return
         with self._lock:
             clear = "\r\x1b[K" if self._shown else ""

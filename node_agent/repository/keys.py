@@ -44,9 +44,12 @@ class OpenedKey:
     master: Key
 
 
-def open_master_key(backend: Backend, password: str) -> OpenedKey:
-    """The master key. Raises RepositoryMissing, WrongPassword, DamagedError (naming the key file)."""
-    names = sorted(info.name for info in backend.list(Kind.KEY))
+def open_master_key(backend: Backend, password: str, hint: str = "") -> OpenedKey:
+    """The master key; names that begin with ``hint`` are tried first.
+
+    Raises RepositoryMissing, WrongPassword, DamagedError (naming the key file).
+    """
+    names = sorted((info.name for info in backend.list(Kind.KEY)), key=lambda n: (not n.startswith(hint), n))
     if not names:
         raise RepositoryMissing(f"There is no repository at {backend.url}: it holds no keys.")
     damaged: list[str] = []

@@ -176,7 +176,7 @@ class _Prune:
         """Store what is needed of leaving packs anew; packs that the time is too short for stay."""
         total = self.plan.total("needed", f"fate = {Fate.REWRITE}")
         self.progress.set(phase="prune: rewrite", total_bytes=total, done_bytes=0)
-        store = PackStore(self.repo.files, self.repo.guard, self._note_written)
+        store = PackStore(self.repo.files, self.repo.guard, self._note_written, self.repo.pack_size)
         leaving: list[Leaving] = []  # those being read, in order
         for read in read_packs(self.repo.files, self._to_read(leaving)):
             one = leaving.pop(0)

@@ -16,7 +16,7 @@ from node_agent.errors import DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import compress
 from node_agent.repository.index_file import MAX_BLOBS, PackEntry, save_index_file
-from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
+from node_agent.repository.pack import TARGET_SIZE, BlobKind, PackBuilder, PackedBlob, open_blob
 from node_agent.repository.sealed import SealedFiles
 
 _WORKERS = 2
@@ -122,6 +122,7 @@ class PackStore:
         files: SealedFiles,
         guard: Callable[[], None],
         on_index: Callable[[str, Sequence[PackEntry]], None] = lambda _name, _packs: None,
+        pack_size: int = TARGET_SIZE,
     ) -> None:
         """``guard`` is called before each write; ``on_index`` hears of each index file written, with its packs."""
         self.stored_bytes = 0
@@ -129,6 +130,7 @@ class PackStore:
         self._files = files
         self._guard = guard
         self._on_index = on_index
+        self._pack_size = pack_size
         self._runs: dict[BlobKind, _Run] = {}
         self._builders: dict[BlobKind, PackBuilder] = {}
         self._unindexed: list[PackEntry] = []
@@ -147,7 +149,7 @@ class PackStore:
             self._store(self._builders.pop(kind))
             builder = None
         if builder is None:
-            builder = self._builders[kind] = PackBuilder(kind)
+            builder = self._builders[kind] = PackBuilder(kind, self._pack_size)
         builder.add_run(run.blobs, b"".join(run.parts))
         if builder.full:
             self._store(self._builders.pop(kind))

@@ -89,7 +89,7 @@ class _RepairPacks:
         self.index = Index(repo.files, "repair")
         self._written: list[PackEntry] = []
         self._written_indexes: list[str] = []
-        self._store = PackStore(repo.files, repo.guard, self._note_written)
+        self._store = PackStore(repo.files, repo.guard, self._note_written, repo.pack_size)
         self._damaged: set[str] = set()
         self._bad: set[tuple[str, BlobKind, bytes]] = set()
         self._fetched: set[tuple[BlobKind, bytes]] = set()

@@ -28,6 +28,7 @@ from pathlib import Path
 from node_agent.errors import (
     BackendFull,
     BackendReadOnly,
+    ConfigError,
     DamagedError,
     ObjectMissing,
     RepositoryError,
@@ -40,9 +41,9 @@ from node_agent.repository.backend.base import CONFIG_NAME, Backend, Kind
 from node_agent.repository.chunking import Chunker
 from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams
 from node_agent.repository.index import Index
-from node_agent.repository.keys import add_key, lock_keys, open_master_key
+from node_agent.repository.keys import OpenedKey, add_key, lock_keys, open_master_key
 from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, OtherLock
-from node_agent.repository.pack import BlobKind
+from node_agent.repository.pack import TARGET_SIZE, BlobKind
 from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.sealed import SealedFiles
@@ -87,6 +88,7 @@ class Repository:
         holder: LockHolder,
         cache: Path | None,
         binding: str,
+        opened_by: OpenedKey,
         clock: Callable[[], float],
     ) -> None:
         self.files = files
@@ -94,6 +96,9 @@ class Repository:
         self.id = config.id
         self.read_only = config.version < 2
         self.clock = clock
+        self.opened_by = opened_by
+        self.pack_size = TARGET_SIZE  # of packs that are written from now on
+        self.lockless = False  # whether reading does without a lock; writing is refused then
         self._locks = Locks(files, holder, config.id, clock)
         self.binding = binding
         self._cache = cache
@@ -136,21 +141,24 @@ class Repository:
         cache_dir: Path | None = None,
         holder: LockHolder | None = None,
         clock: Callable[[], float] = time.time,
+        key_hint: str = "",
     ) -> Repository:
         """Raises RepositoryMissing, WrongPassword, DamagedError, RepositoryUnsupported.
 
         ``cache_dir`` keeps the index between runs; without ``holder`` it keeps the journal of locks too.
+        ``key_hint``: the beginning of the name of the key to try first.
         """
         try:
             sealed = backend.get(Kind.CONFIG, CONFIG_NAME)
         except ObjectMissing as error:
             raise RepositoryMissing(f"There is no repository at {backend.url}: it has no config.") from error
-        master = open_master_key(backend, password).master
-        config = Config.from_json(SealedFiles(backend, master).unseal(Kind.CONFIG, CONFIG_NAME, sealed))
-        files = SealedFiles(backend, master, config.version)
+        opened = open_master_key(backend, password, key_hint)
+        config = Config.from_json(SealedFiles(backend, opened.master).unseal(Kind.CONFIG, CONFIG_NAME, sealed))
+        files = SealedFiles(backend, opened.master, config.version)
         if holder is None:
             holder = LockHolder.for_command_line(cache_dir / "locks" if cache_dir else None)
-        return cls(files, config, holder, cache_dir, f"{config.id} {hashlib.sha256(sealed).hexdigest()}", clock)
+        binding = f"{config.id} {hashlib.sha256(sealed).hexdigest()}"
+        return cls(files, config, holder, cache_dir, binding, opened, clock)
 
     def __enter__(self) -> Repository:
         return self
@@ -176,10 +184,15 @@ class Repository:
         """Hold a lock, refreshed in the background. Raises RepositoryLocked.
 
         With ``read_only_ok`` a store that cannot be written, or is full, is read without a lock: a full destination
-        must not keep anybody from restoring.
+        must not keep anybody from restoring. Where :attr:`lockless`, so is every store.
         """
+        if self.lockless and (exclusive or not read_only_ok):
+            raise ConfigError(
+                "What changes a repository needs a lock.",
+                hint="Leave out --no-lock: it is for reading, and for forget, prune and repair with --dry-run.",
+            )
         try:
-            lock = self._locks.acquire(exclusive=exclusive, wait_s=wait_s)
+            lock = NoLock() if self.lockless else self._locks.acquire(exclusive=exclusive, wait_s=wait_s)
         except (BackendFull, BackendReadOnly):
             if not read_only_ok or exclusive:
                 raise
@@ -271,6 +284,7 @@ class Repository:
             compression=compression,
             workers=workers,
             verify_write=verify_write,
+            pack_size=self.pack_size,
         )
 
     @cached_property

@@ -26,7 +26,7 @@ from node_agent.repository.compression import level_of
 from node_agent.repository.heap import share_heaps
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_AGE_S, PackEntry, save_index_file
-from node_agent.repository.pack import BlobKind, PackBuilder
+from node_agent.repository.pack import TARGET_SIZE, BlobKind, PackBuilder
 from node_agent.repository.sealed import SealedFiles
 from node_agent.repository.sealing import EVERYTHING, SAMPLE, SealedBlob, Sealer
 
@@ -129,6 +129,7 @@ class BlobWriter:
         compression: str = "auto",
         workers: int | None = None,
         verify_write: bool = False,
+        pack_size: int = TARGET_SIZE,
     ) -> None:
         """``guard`` is called before each write to the store and raises when the lock was lost.
 
@@ -142,6 +143,7 @@ class BlobWriter:
         self._index = index
         self._guard = guard
         self._progress = progress
+        self._pack_size = pack_size
         self.sealer = Sealer(files.key, level_of(compression), EVERYTHING if verify_write else SAMPLE)
         self._budget = _ByteBudget(BYTES_IN_FLIGHT)
         self._gathering = threading.Lock()
@@ -326,7 +328,7 @@ class BlobWriter:
             if builder is not None and not builder.fits(len(sealed), len(blobs)):
                 ready.append(builder)
                 builder = None
-            builder = builder or PackBuilder(kind)
+            builder = builder or PackBuilder(kind, self._pack_size)
             if not builder.fits(len(sealed), len(blobs)):
                 raise RepositoryError(f"{kind.capitalize()} of {len(sealed)} bytes are more than a pack may hold.")
             builder.add_run(((blob.id, blob.length, blob.raw_length) for blob in blobs), sealed)

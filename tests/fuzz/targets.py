@@ -140,7 +140,8 @@ class World:
         return name
 
     def repo(self) -> Repository:
-        return Repository(self.files, Config(2, NAME, 0x3DA3358B4DC173), self.holder, None, "fuzz", time.time)
+        config, opened_by = Config(2, NAME, 0x3DA3358B4DC173), keys.OpenedKey(NAME, self.key)
+        return Repository(self.files, config, self.holder, None, "fuzz", opened_by, time.time)
 
     # --- the repository's own files ---
 

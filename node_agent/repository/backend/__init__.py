@@ -27,17 +27,22 @@ _CONNECTIONS_ELSEWHERE = 8
 
 
 def open_backend(
-    url_or_path: str, options: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None
+    url_or_path: str,
+    options: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    shared: Mapping[str, str] | None = None,
 ) -> Backend:
     """The store behind an address. Nothing is touched yet. ConfigError names what is wrong with the address.
 
     A plain path or ``local:/path``, ``sftp:…``, ``s3:…``, ``azure:…``, ``gs:…``, ``rest:…``, each as restic
-    writes it. ``options`` go before the variables of ``env`` (the process's own when None).
+    writes it. ``options`` go before ``shared`` (options that only some kinds of store have a use for), and these
+    before the variables of ``env`` (the process's own when None).
     """
     if not url_or_path:
         raise ConfigError("The repository's address is empty.", hint="Give a folder, for example /srv/backup.")
     scheme, address = _split(url_or_path)
-    settings = Settings(scheme, options or {}, os.environ if env is None else env)
+    settings = Settings(scheme, options or {}, os.environ if env is None else env, shared or {})
     if scheme != "s3" and settings.given("object-lock", "object-lock-days"):
         raise ConfigError(
             f"Immutability (object-lock) is not offered on stores of the kind {scheme}.",

@@ -63,6 +63,8 @@ def client_settings(settings: Settings, *, allow_http: bool) -> dict[str, Any]:
     certificate = settings.content("cacert", "RESTIC_CACERT")
     if certificate is not None:
         client["root_certificate"] = certificate
+    if settings.flag("insecure-tls"):
+        client["allow_invalid_certificates"] = True
     proxy = settings.text("proxy")
     if proxy:
         client["proxy_url"] = proxy

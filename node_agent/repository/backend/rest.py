@@ -77,6 +77,10 @@ def open_rest(address: str, settings: Settings) -> RestBackend:
 
 def _trust(settings: Settings) -> ssl.SSLContext:
     certificates = settings.content("cacert", "RESTIC_CACERT")
+    if settings.flag("insecure-tls"):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
     try:
         return ssl.create_default_context(cadata=certificates)
     except ssl.SSLError:

@@ -60,6 +60,7 @@ class RetryingBackend(Backend):
 
     def put(self, kind: Kind, name: str, parts: Sequence[Buffer]) -> None:
         attempts = 0
+        logger.debug("put %s %s", kind.value, name)
 
         def attempt() -> None:
             nonlocal attempts
@@ -73,12 +74,15 @@ class RetryingBackend(Backend):
         self._try(attempt)
 
     def get(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        logger.debug("get %s %s, %s bytes from %d", kind.value, name, "all" if length is None else length, offset)
         return self._try(lambda: self.inner.get(kind, name, offset, length))
 
     def stat(self, kind: Kind, name: str) -> ObjectInfo:
+        logger.debug("stat %s %s", kind.value, name)
         return self._try(lambda: self.inner.stat(kind, name))
 
     def delete(self, kind: Kind, name: str) -> None:
+        logger.debug("delete %s %s", kind.value, name)
         self._try(lambda: self.inner.delete(kind, name))
 
     def now(self) -> float:
@@ -89,6 +93,7 @@ class RetryingBackend(Backend):
 
     def list(self, kind: Kind) -> Iterator[ObjectInfo]:
         told: set[bytes] = set()  # 32 bytes a name
+        logger.debug("list %s", kind.value)
         pauses = self._pauses()
         while True:
             try:

@@ -118,7 +118,7 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
         credential=credential,
         timeout_s=settings.number("timeout", 300, least=1),
         connections=settings.number("connections", 8, least=1),
-        cacert=settings.text("cacert", "RESTIC_CACERT"),
+        verify=not settings.flag("insecure-tls") and (settings.text("cacert", "RESTIC_CACERT") or True),
         proxy=settings.text("proxy"),
     )
     lock = S3ObjectLock(VersionedBucket(client, bucket, url), f"{prefix}/" if prefix else "", rule)

@@ -65,10 +65,10 @@ def open_client(
     credential: dict[str, Any] | None,
     timeout_s: int,
     connections: int,
-    cacert: str | None,
+    verify: str | bool,
     proxy: str | None,
 ) -> Any:
-    """Without ``credential`` the library asks for the machine's role."""
+    """Without ``credential`` the library asks for the machine's role. ``verify``: certificates by a file's, or not."""
     session = botocore.session.get_session()
     keys = {}
     if credential is not None:
@@ -89,9 +89,7 @@ def open_client(
         response_checksum_validation="when_required",
         proxies={"http": proxy, "https": proxy} if proxy else None,
     )
-    return session.create_client(
-        "s3", region_name=region, endpoint_url=endpoint, verify=cacert or True, config=config, **keys
-    )
+    return session.create_client("s3", region_name=region, endpoint_url=endpoint, verify=verify, config=config, **keys)
 
 
 class VersionedBucket:

@@ -25,16 +25,19 @@ def redacted(text: str) -> str:
 class Settings:
     """The options of one store, asked for by name; ``sftp.port`` and ``port`` mean the same for an SFTP store."""
 
-    def __init__(self, scheme: str, options: Mapping[str, str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, scheme: str, options: Mapping[str, str], env: Mapping[str, str], shared: Mapping[str, str] | None = None
+    ) -> None:
         self.scheme = scheme
         self.env = env
         self._options = {name.removeprefix(f"{scheme}."): value for name, value in options.items()}
+        self._shared = shared or {}  # options of which the kind of store need not know
         self._known: set[str] = set()
 
     def text(self, name: str, *variables: str) -> str | None:
         """The option, else the first of the variables that is set; None when nothing is."""
         self._known.add(name)
-        given = self._options.get(name)
+        given = self._options.get(name) or self._shared.get(name)
         return given or next((self.env[v] for v in variables if self.env.get(v)), None)
 
     def number(self, name: str, default: int, *, least: int = 0) -> int:
