@@ -136,11 +136,17 @@ def test_a_store_without_conditions_is_asked_first_and_then_written(server: Scri
         {},
         b"<ListBucketResult><Name>buck</Name><IsTruncated>false</IsTruncated></ListBucketResult>",
     )
-    server.answers = [(501, {}, _error("NotImplemented")), not_there, listing, (200, {"ETag": '"x"'}, b"")]
+    done: Answer = (200, {"ETag": '"x"'}, b"")
+    refused: Answer = (501, {}, _error("NotImplemented"))
+    claim, gone = [done, listing], [(204, {}, b"")]
+    server.answers = [*claim, not_there, listing, refused, not_there, listing, done, *gone]
     server.store("s3").put(Kind.CONFIG, "config", [b"c"])
-    assert [method for method, _ in server.requests] == ["PUT", "HEAD", "GET", "PUT"]
+    asked = [(method, "claim" if "init-tmp-" in path else path.rpartition("/")[2]) for method, path in server.requests]
+    looked = [("HEAD", "config"), ("GET", "buck?list-type=2&prefix=p%2Fkeys%2F")]
+    assert asked[0] == ("PUT", "claim")
+    assert asked[2:] == [*looked, ("PUT", "config"), *looked, ("PUT", "config"), ("DELETE", "claim")]
     there: Answer = (200, {"ETag": '"x"', "Last-Modified": "Mon, 18 May 2026 12:00:00 GMT"}, b"config")
-    server.answers = [(501, {}, _error("NotImplemented")), there]
+    server.answers = [*claim, not_there, listing, refused, there, *gone]
     with pytest.raises(RepositoryExists):
         server.store("s3").put(Kind.CONFIG, "config", [b"c"])
 
