@@ -10,7 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import uname, urandom
@@ -44,28 +44,39 @@ class OpenedKey:
     master: Key
 
 
-def open_master_key(backend: Backend, password: str, hint: str = "") -> OpenedKey:
+def open_master_key(
+    backend: Backend, password: str, hint: str = "", fits: Callable[[Key], bool] = lambda _key: True
+) -> OpenedKey:
     """The master key; names that begin with ``hint`` are tried first.
 
+    One that does not fit is taken only if there is no better: who lost the race for a new repository, and was killed
+    then, leaves a key that the same password opens.
     Raises RepositoryMissing, WrongPassword, DamagedError (naming the key file).
     """
     names = sorted((info.name for info in backend.list(Kind.KEY)), key=lambda n: (not n.startswith(hint), n))
     if not names:
         raise RepositoryMissing(f"There is no repository at {backend.url}: it holds no keys.")
     damaged: list[str] = []
+    unfit: OpenedKey | None = None
     for name in names[:_MAX_TRIED]:
         try:
             content = backend.get(Kind.KEY, name, length=_MAX_FILE)
         except ObjectMissing:
             continue  # a key removed just now
         try:
-            return OpenedKey(name, _open(content, password))
+            opened = OpenedKey(name, _open(content, password))
         except Unauthenticated:
             # A flipped salt looks like a wrong password; the name tells them apart.
             if hashlib.sha256(content).hexdigest() != name:
                 damaged.append(f"key {name} is damaged: its name is not the SHA-256 of its content")
         except _BadKeyFile as error:
             damaged.append(f"key {name} is damaged: {error}")
+        else:
+            if fits(opened.master):
+                return opened
+            unfit = unfit or opened
+    if unfit is not None:
+        return unfit
     if len(damaged) == len(names):
         raise DamagedError(
             f"No key of the repository can be used: {'; '.join(damaged)}.",

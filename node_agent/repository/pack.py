@@ -62,7 +62,7 @@ class PackBuilder:
     """Collects sealed blobs of one kind in memory. Not thread-safe."""
 
     kind: BlobKind
-    target_size: int = TARGET_SIZE
+    target_size: int = 0  # 0: TARGET_SIZE
     blobs: list[PackedBlob] = field(default_factory=list)
     parts: list[Buffer] = field(default_factory=list)
     size: int = 0
@@ -89,7 +89,7 @@ class PackBuilder:
 
     @property
     def full(self) -> bool:
-        return self.size >= self.target_size or len(self.blobs) >= MAX_ENTRIES
+        return self.size >= (self.target_size or TARGET_SIZE) or len(self.blobs) >= MAX_ENTRIES
 
     def finish(self, key: Key) -> tuple[str, list[Buffer]]:
         """The pack's name and its bytes in parts; the header is opened again and compared."""

@@ -16,7 +16,7 @@ from node_agent.errors import DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import compress
 from node_agent.repository.index_file import MAX_BLOBS, PackEntry, save_index_file
-from node_agent.repository.pack import TARGET_SIZE, BlobKind, PackBuilder, PackedBlob, open_blob
+from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
 from node_agent.repository.sealed import SealedFiles
 
 _WORKERS = 2
@@ -122,7 +122,7 @@ class PackStore:
         files: SealedFiles,
         guard: Callable[[], None],
         on_index: Callable[[str, Sequence[PackEntry]], None] = lambda _name, _packs: None,
-        pack_size: int = TARGET_SIZE,
+        pack_size: int = 0,
     ) -> None:
         """``guard`` is called before each write; ``on_index`` hears of each index file written, with its packs."""
         self.stored_bytes = 0

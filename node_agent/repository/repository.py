@@ -39,11 +39,11 @@ from node_agent.errors import (
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import CONFIG_NAME, Backend, Kind
 from node_agent.repository.chunking import Chunker
-from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams
+from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams, Unauthenticated
 from node_agent.repository.index import Index
 from node_agent.repository.keys import OpenedKey, add_key, lock_keys, open_master_key
 from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, OtherLock
-from node_agent.repository.pack import TARGET_SIZE, BlobKind
+from node_agent.repository.pack import BlobKind
 from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.sealed import SealedFiles
@@ -97,7 +97,7 @@ class Repository:
         self.read_only = config.version < 2
         self.clock = clock
         self.opened_by = opened_by
-        self.pack_size = TARGET_SIZE  # of packs that are written from now on
+        self.pack_size = 0  # 0: as usual; of packs that are written from now on
         self.lockless = False  # whether reading does without a lock; writing is refused then
         self._locks = Locks(files, holder, config.id, clock)
         self.binding = binding
@@ -130,7 +130,7 @@ class Repository:
         for name in others:
             backend.delete(Kind.KEY, name)
         lock_keys(backend, [key_name])
-        return cls.open(backend, password)
+        return cls.open(backend, password, key_hint=key_name)
 
     @classmethod
     def open(
@@ -152,7 +152,13 @@ class Repository:
             sealed = backend.get(Kind.CONFIG, CONFIG_NAME)
         except ObjectMissing as error:
             raise RepositoryMissing(f"There is no repository at {backend.url}: it has no config.") from error
-        opened = open_master_key(backend, password, key_hint)
+
+        def fits(master: Key) -> bool:
+            with contextlib.suppress(Unauthenticated):
+                return bool(master.open(sealed))
+            return False
+
+        opened = open_master_key(backend, password, key_hint, fits)
         config = Config.from_json(SealedFiles(backend, opened.master).unseal(Kind.CONFIG, CONFIG_NAME, sealed))
         files = SealedFiles(backend, opened.master, config.version)
         if holder is None:

@@ -26,7 +26,7 @@ from node_agent.repository.compression import level_of
 from node_agent.repository.heap import share_heaps
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_AGE_S, PackEntry, save_index_file
-from node_agent.repository.pack import TARGET_SIZE, BlobKind, PackBuilder
+from node_agent.repository.pack import BlobKind, PackBuilder
 from node_agent.repository.sealed import SealedFiles
 from node_agent.repository.sealing import EVERYTHING, SAMPLE, SealedBlob, Sealer
 
@@ -129,7 +129,7 @@ class BlobWriter:
         compression: str = "auto",
         workers: int | None = None,
         verify_write: bool = False,
-        pack_size: int = TARGET_SIZE,
+        pack_size: int = 0,
     ) -> None:
         """``guard`` is called before each write to the store and raises when the lock was lost.
 

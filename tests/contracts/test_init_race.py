@@ -14,6 +14,8 @@ from node_agent.errors import BackendUnavailable, RepositoryExists
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.backend import s3 as s3_module
 from node_agent.repository.backend.s3 import S3Backend
+from node_agent.repository.crypto import Key
+from node_agent.repository.keys import add_key
 from node_agent.repository.repository import Repository
 from tests.contracts.backend_peers import Place, Radosgw
 from tests.contracts.lock_world import World
@@ -83,6 +85,17 @@ def test_a_key_that_a_killed_init_left_goes_when_the_config_is_there(tmp_path: P
     backend.put(Kind.KEY, left, [b"{}"])
     with Repository.init(backend, PASSWORD, scrypt=FAST):
         assert left not in {info.name for info in backend.list(Kind.KEY)}
+
+
+def test_a_key_of_a_killed_loser_does_not_hide_the_repository(tmp_path: Path) -> None:
+    """Its password is the same, its master key is not: which of the two is tried first is chance."""
+    backend = open_backend(str(tmp_path / "repo"))
+    with Repository.init(backend, PASSWORD, scrypt=FAST) as repo:
+        first = repo.id
+    for _ in range(4):
+        add_key(backend, Key.random(), PASSWORD, FAST)
+    with Repository.open(backend, PASSWORD) as repo:
+        assert repo.id == first
 
 
 def test_the_claim_of_a_killed_program_counts_for_some_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
