@@ -11,6 +11,7 @@ ONCE ?=
 TESTS ?= tests
 SECONDS_EACH ?= 600
 SEED ?=
+LAB ?=
 # Files stay together: their servers are started once for each.
 PYTEST := -m pytest -n auto --dist loadfile
 VENV := .venv
@@ -77,7 +78,7 @@ test-postgres: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 	$(BIN)/python -m tests.lab.services -- $(BIN)/python $(PYTEST) $(TESTS)
 
 test-lab: $(STAMPS)/dev $(STAMPS)/system-lab
-	BRS_LAB=1 $(BIN)/python -m pytest tests/lab tests/contracts -k "radosgw or lab or object_lock"
+	BRS_LAB=1 $(BIN)/python -m pytest tests/lab tests/contracts -k "(radosgw or lab or object_lock) $(if $(LAB),and ($(LAB)))"
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
