@@ -286,6 +286,7 @@ def test_back_up_now_runs_at_the_policys_pace_and_moves_by_itself(seen: Sight, s
     page.evaluate(WATCH_BARS)
     expect(badge(seen, "Running")).to_be_visible()
     page.wait_for_function("window.bars.size >= 2")  # it moved, without a reload
+    expect(page.locator("[data-stage=store].brs-active")).to_be_visible()  # the badges have caught up with the bars
     seen.look("job-running")
     seen.go("/admin/")
     page.wait_for_function("parseFloat(document.querySelector('li[data-job] .brs-bar > span')?.style.width) > 0")
