@@ -43,7 +43,7 @@ def issue_code(by: User | str, tenant: Tenant | None, node_name: str = "") -> tu
     """A new code and its clear text, seen this once. ``tenant`` None makes a node that serves every tenant, which
     only superusers may. ``node_name`` fixes the node's name; that of an existing node enrols it anew."""
     _may_issue(by, tenant)
-    clear = secrets.token_urlsafe(24)
+    clear = secrets.token_hex(16)  # a "-" in front would make it an option of the command line
     code = EnrolmentCode.objects.create(
         tenant=tenant,
         node_name=node_name,

@@ -55,6 +55,7 @@ def test_the_code_ends_with_the_cas_fingerprint_and_works_with_or_without_it(wor
     clear = issue(world)
     code, _, fingerprint = clear.partition(".")
     assert fingerprint == pki.ca_fingerprint()
+    assert code.isalnum(), "a code that begins with - would be taken for an option of the command line"
     assert enrolment.redeem(request(code, "short"), ADDRESS).name == "short"
 
 

@@ -274,7 +274,7 @@ class Lab:
         (etc / "qemu.conf").write_text(_QEMU)
 
     def _write_accounts(self, password: str) -> None:
-        hashed = _run("openssl", "passwd", "-6", password).strip()
+        hashed = _run("openssl", "passwd", "-6", "-stdin", stdin=password).strip()
         etc, passwd = self.folder / "root/etc", Path("/etc/passwd").read_text()
         lines = [line for line in Path("/etc/group").read_text().splitlines() if line]
         members = [
@@ -353,8 +353,8 @@ def which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin")
 
 
-def _run(*command: str) -> str:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def _run(*command: str, stdin: str = "") -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"{' '.join(command)} ended {done.returncode}:\n{done.stdout}{done.stderr[-2000:]}")
     return done.stdout
