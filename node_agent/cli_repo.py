@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 
-from node_agent.cli_options import add_common_options
+from node_agent.cli_options import Help, add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
 
+_ABOUT = "The repository engine on its own, without a server: recovery must not need what was lost."
 _OVERWRITE = ("always", "changed", "never")
 _COMPRESSION = ("auto", "off", "fastest", "better", "max")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    repo = subparsers.add_parser("repo", help="work with a repository directly", description=__doc__)
+    repo = subparsers.add_parser(
+        "repo", help="work with a repository directly", description=_ABOUT, formatter_class=Help
+    )
     add_common_options(repo)
     commands = repo.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_init, _backup, _backup_image, _snapshots, _ls, _restore, _dump, _stats):
