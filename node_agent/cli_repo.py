@@ -11,6 +11,7 @@ import argparse
 from node_agent.cli_options import Help, add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
+from node_agent.cli_repo_source_options import add_exclude_options, add_source_options
 
 _ABOUT = "The repository engine on its own, without a server: recovery must not need what was lost."
 _OVERWRITE = ("always", "changed", "never")
@@ -34,13 +35,8 @@ def _init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = command(commands, "backup", "cli_repo_backup:backup", "back up files and folders")
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--exclude", "-e", action="append", default=[], metavar="PATTERN", help="leave out (repeatable)"
-    )
-    parser.add_argument(
-        "--exclude-file", action="append", default=[], metavar="FILE", help="patterns, one in each line"
-    )
+    add_source_options(parser)
+    add_exclude_options(parser)
     parser.add_argument("--one-file-system", "-x", action="store_true", help="do not enter other file systems")
     parser.add_argument("--force", "-f", action="store_true", help="read everything, whatever the last backup says")
     _add_backup_options(parser)
@@ -79,6 +75,7 @@ def _add_backup_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", metavar="SNAPSHOT", help="compare with this snapshot (default: the latest alike)")
     parser.add_argument("--host", "-H", metavar="NAME", help="host in the snapshot (default: this machine)")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG[,TAG]")
+    parser.add_argument("--time", metavar="TIME", help="of the snapshot: 2026-01-31 23:59:59 (default: now)")
     parser.add_argument("--compression", choices=_COMPRESSION, default="auto")
 
 
