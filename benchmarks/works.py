@@ -233,15 +233,22 @@ class Bench:
         return lambda program: program.backup_tree(self.repo(program), folder)
 
     def _restore(self, work: str, asked: Asked, rounds: int) -> None:
-        """Of whatever is in the repositories."""
-        target = self.work / "restored"
+        """Of whatever is in the repositories, each time into a new folder; all are deleted at the end.
+
+        For minutes after many files were deleted, making one can cost several times as much (see docs/engine.md):
+        else each program would pay for what the one before it had restored.
+        """
+        target, done = self.work / "restored", self.work / "restored-before"
+        done.mkdir()
 
         def prepare(_: Program) -> None:
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                target.rename(done / str(len(os.listdir(done))))
             os.sync()
 
         self.measure(self.each(work, lambda p: p.restore(self.repo(p), target), prepare, asked, sized=False), rounds)
         shutil.rmtree(target)
+        shutil.rmtree(done)
 
     # --- many blobs, random access ---
 

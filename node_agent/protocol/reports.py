@@ -73,14 +73,7 @@ class Outcome(StrEnum):
     PARTIAL = "partial"
 
 
-class Placed(Wire):
-    """The result of a task on a repository or a place, with what the file system there holds; 0: not known."""
-
-    capacity_bytes: Bytes = 0
-    free_bytes: Bytes = 0  # as the node's user may fill them
-
-
-class BackupResult(Placed):
+class BackupResult(Wire):
     kind: Literal["backup"] = "backup"
     snapshot_id: str
     tree_id: str
@@ -95,7 +88,7 @@ class BackupResult(Placed):
     block_size: int = 0
 
 
-class InitResult(Placed):
+class InitResult(Wire):
     kind: Literal["init"] = "init"
     repository_id: str
 
@@ -121,13 +114,13 @@ class DownloadResult(Wire):
     sha256: str
 
 
-class ForgetResult(Placed):
+class ForgetResult(Wire):
     kind: Literal["forget"] = "forget"
     removed: list[str]
     missing: list[str] = []
 
 
-class VerifyResult(Placed):
+class VerifyResult(Wire):
     kind: Literal["verify"] = "verify"
     checked_bytes: int = 0
     snapshots: list[str] = []  # every snapshot id that the repository holds
@@ -141,7 +134,7 @@ class VerifyResult(Placed):
     damaged_paths: dict[str, list[str]] = {}  # by snapshot: files that cannot be restored wholly
 
 
-class PruneResult(Placed):
+class PruneResult(Wire):
     kind: Literal["prune"] = "prune"
     removed_packs: int
     rewritten_packs: int
@@ -150,10 +143,12 @@ class PruneResult(Placed):
     stored_bytes: int
 
 
-class ProbeResult(Placed):
+class ProbeResult(Wire):
     kind: Literal["probe"] = "probe"
     checks: list[ProbeCheck]
     host_keys: dict[str, str] = Field(default={}, max_length=100)  # by address: what each showed, pinned or not
+    total_bytes: Bytes = 0
+    free_bytes: Bytes = 0
 
 
 class DiscoverResult(Wire):

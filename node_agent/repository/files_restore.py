@@ -21,7 +21,7 @@ from node_agent.repository.open_files import allow_many
 from node_agent.repository.repository import Repository
 from node_agent.repository.restore_content import BATCH_FILES, ContentWriter, FileJob
 from node_agent.repository.restore_crew import Crew
-from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open
+from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open, meta_of
 from node_agent.repository.restore_target import (
     Folder,
     InTheWay,
@@ -78,10 +78,11 @@ def restore(
     allow_many()
     selection = _Selection([normal_path(path) for path in include])
     top, base = _start(repo, snapshot_id, strip, selection)
+    trees = Trees(repo, whole=not selection.paths)
     if not progress.counters.total_bytes:
-        _measure(repo, top, base, selection, progress)
+        _measure(trees, top, base, selection, progress)
     fd, created = open_target(target)
-    run = _Run(repo, fd, selection, overwrite, progress, issues, verify)
+    run = _Run(repo, trees, fd, selection, overwrite, progress, issues, verify)
     run.restore(top, base, created)
     if run.refused and run.result == RestoreResult():
         raise TargetError(f"Nothing could be restored to {printable(str(target))}. {run.refused}")
@@ -117,26 +118,35 @@ class _Selection:
         return any(wanted.startswith(path + b"/") for wanted in self.paths)
 
 
-def _measure(repo: Repository, top: Node, base: bytes, selection: _Selection, progress: Progress) -> None:
+def _measure(trees: Trees, top: Node, base: bytes, selection: _Selection, progress: Progress) -> None:
     """Set the totals, so that the run can say how far it is. Damaged folders are told of later."""
-    trees = Trees(repo)
+    counts = _count_chosen(trees, top, base, selection) if selection.paths else trees.count(top.subtree or b"")
     size = files = 0
+    for more_files, more_size in counts:
+        progress.check()
+        files += more_files
+        size += more_size
+    progress.set(total_bytes=size, total_files=files)
+
+
+def _count_chosen(trees: Trees, top: Node, base: bytes, selection: _Selection) -> Iterator[tuple[int, int]]:
+    """(files, their bytes) of each folder that holds, or leads to, what was chosen."""
     stack = [(top.subtree, base)]
     while stack:
         subtree, path = stack.pop()
-        progress.check()
+        size = files = 0
         below: list[tuple[bytes | None, bytes]] = []
         for name, folder, length in trees.sizes(subtree):
-            child = path + b"/" + name if selection.paths else b""
+            child = path + b"/" + name
             taken = selection.takes(child)
             if folder is not None and (taken or selection.leads(child)):
                 below.append((folder, child))
             elif length is not None and taken:
                 size += length
                 files += 1
+        yield files, size
         trees.expect([folder for folder, _ in below if folder is not None])
         stack += reversed(below)
-    progress.set(total_bytes=size, total_files=files)
 
 
 @dataclass(slots=True)
@@ -160,6 +170,7 @@ class _Run:
     def __init__(
         self,
         repo: Repository,
+        trees: Trees,
         target_fd: int,
         selection: _Selection,
         overwrite: Overwrite,
@@ -175,7 +186,7 @@ class _Run:
         self._issues = issues
         self._notes = Notes()
         self._verify = verify
-        self._trees = Trees(repo)
+        self._trees = trees
         self._first_names: dict[tuple[int, int], _FirstName] = {}
         self._again: list[FileJob] = []  # names that could not be linked: to be written for themselves
         self.result = RestoreResult()
@@ -268,7 +279,7 @@ class _Run:
 
     def _finish_folder(self, folder: Folder) -> None:
         if folder.node is not None:
-            apply_to_open(folder.fd, folder.node, folder.path, self._notes)
+            apply_to_open(folder.fd, meta_of(folder.node), folder.path, self._notes)
 
     # --- entries that are no folders ---
 
@@ -280,7 +291,7 @@ class _Run:
             self.result.skipped += 1
             self._progress.add(done_files=int(node.is_file), done_bytes=node.size)
         elif node.is_file:
-            self._queue_file(folder, node, path)
+            self._queue_file(folder, node, path, new=existing is None)
         elif node.type == "socket":
             self._notes.add("socket", path)
         else:
@@ -292,8 +303,8 @@ class _Run:
         same = stat.S_ISREG(existing.st_mode) and node.is_file and existing.st_size == node.size
         return self._overwrite == "changed" and same and existing.st_mtime_ns == node.mtime
 
-    def _queue_file(self, folder: Folder, node: Node, path: bytes) -> None:
-        job = FileJob(folder.hold(), node.name, node, path)
+    def _queue_file(self, folder: Folder, node: Node, path: bytes, *, new: bool) -> None:
+        job = FileJob(folder.hold(), node.name, node, path, new)
         self._held.add(job)
         if node.links > 1 and node.inode:
             first = self._first_names.setdefault(

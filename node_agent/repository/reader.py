@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 from node_agent.errors import DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.index import Index, Location
+from node_agent.repository.crypto import OVERHEAD
+from node_agent.repository.index import Index, Location, Place
 from node_agent.repository.pack import BlobKind, PackedBlob, open_blob
 from node_agent.repository.sealed import SealedFiles
 
@@ -21,6 +22,7 @@ _WORKERS = 2
 _AHEAD = 6  # runs in flight
 _MAX_HELD = 48 << 20  # bytes of content in flight, unless one blob is larger: lists of disks compress very well
 
+PlacedBlob = tuple[bytes, int, int, int]  # id, offset, sealed length, uncompressed length or 0
 Loaded = list[tuple[bytes, bytes]]
 
 
@@ -79,6 +81,17 @@ class BlobReader:
     def load_together(self, kind: BlobKind, ids: Iterable[bytes]) -> dict[bytes, bytes]:
         """A few blobs, without threads. Raises DamagedError."""
         return dict(pair for run in self._plan(kind, set(ids)) for pair in self._load_run(run))
+
+    def load_fitting(self, kind: BlobKind, ids: Iterable[bytes], room: int) -> dict[bytes, bytes]:
+        """Those that the index lists, as far as there is room for their content. Raises DamagedError."""
+        places: list[Location] = []
+        found = self._index.locate(kind, list(dict.fromkeys(ids)))
+        for first, *_others in found.values():
+            if first.blob.size <= room:
+                places.append(first)
+                room -= first.blob.size
+        runs = (_Run(pack, blobs) for pack, blobs in plan_runs(places))
+        return dict(pair for run in runs for pair in self._load_run(run))
 
     def _plan(self, kind: BlobKind, ids: set[bytes]) -> list[_Run]:
         found = self._index.locate(kind, sorted(ids))
@@ -148,5 +161,24 @@ def plan_runs(places: Iterable[Location]) -> Iterator[tuple[str, list[PackedBlob
         if blobs:
             yield pack, blobs
         pack, blobs = place.pack, [blob]
+    if blobs:
+        yield pack, blobs
+
+
+def size_of(place: Place) -> int:
+    """Of the blob's content."""
+    return place[3] or place[2] - OVERHEAD
+
+
+def runs_of(places: Mapping[bytes, Place]) -> Iterator[tuple[str, list[PlacedBlob]]]:
+    """As plan_runs, of blobs as plain tuples."""
+    pack, begin, end, blobs = "", 0, 0, []  # type: str, int, int, list[PlacedBlob]
+    for here, offset, length, raw_length, blob_id in sorted((*place, blob_id) for blob_id, place in places.items()):
+        if here != pack or offset - end > _MAX_GAP or offset + length - begin > _MAX_RUN:
+            if blobs:
+                yield pack, blobs
+            pack, begin, blobs = here, offset, []
+        blobs.append((blob_id, offset, length, raw_length))
+        end = offset + length
     if blobs:
         yield pack, blobs

@@ -277,6 +277,10 @@ class Repository:
         """A few small blobs, those that lie beside each other read at once, by the calling thread."""
         return BlobReader(self.files, self.index).load_together(kind, ids)
 
+    def load_fitting(self, kind: BlobKind, ids: Iterable[bytes], room: int) -> dict[bytes, bytes]:
+        """As load_together, but without those that are not there, and those for which ``room`` bytes are not enough."""
+        return BlobReader(self.files, self.index).load_fitting(kind, ids, room)
+
     def writer(
         self, progress: Progress, *, compression: str = "auto", workers: int | None = None, verify_write: bool = False
     ) -> BlobWriter:

@@ -9,7 +9,7 @@ together they must have the file's length. Zeros are not written, so holes stay 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,12 +17,11 @@ from node_agent.errors import DamagedError
 from node_agent.items import printable
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.index import Location
-from node_agent.repository.pack import PackedBlob
-from node_agent.repository.reader import plan_runs
+from node_agent.repository.index import Place
+from node_agent.repository.reader import runs_of, size_of
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.restore_crew import Crew, Task
-from node_agent.repository.restore_meta import Notes, apply_to_open
+from node_agent.repository.restore_meta import Notes, apply_to_open, meta_of
 from node_agent.repository.restore_target import Folder, InTheWay, discard, put_in_place, translate
 from node_agent.repository.restore_write import (
     CREATE,
@@ -32,10 +31,8 @@ from node_agent.repository.restore_write import (
     Part,
     Performer,
     Pieces,
-    Run,
     Small,
     SmallFile,
-    meta_of,
     prove,
 )
 from node_agent.repository.tree import Node
@@ -58,6 +55,7 @@ class FileJob:
     name: bytes
     node: Node
     path: bytes
+    new: bool = False  # nothing has its name, as far as is known
     failure: str = ""
     damaged: bool = False
 
@@ -158,21 +156,22 @@ class ContentWriter:
 
     def _submit(self, batch: _Batch) -> None:
         ids = dict.fromkeys(blob_id for job in batch.jobs for blob_id in job.node.content)
-        found = self._repo.index.locate(BlobKind.DATA, list(ids))
-        places = {blob_id: locations[0] for blob_id, locations in found.items()}
+        places = self._repo.index.places(BlobKind.DATA, list(ids))
         jobs: list[FileJob] = []
         files: list[SmallFile] = []
-        wanted: dict[bytes, Location] = {}
+        wanted: dict[bytes, Place] = {}
         for job in batch.jobs:
             pieces = _pieces(job, places)
             if pieces is None:
                 self._finished(job)
                 continue
             jobs.append(job)
-            files.append((batch.folders[job.folder.fd], job.name, job.path, meta_of(job.node), pieces))
-            wanted.update((piece, places[piece]) for piece in pieces if isinstance(piece, bytes))
+            files.append((batch.folders[job.folder.fd], job.new, job.name, job.path, meta_of(job.node), pieces))
+            for piece in pieces:
+                if type(piece) is bytes:
+                    wanted[piece] = places[piece]
         self._progress.set(current=printable(batch.jobs[0].path))
-        work = Small([_run(pack, blobs) for pack, blobs in plan_runs(wanted.values())], files)
+        work = Small(list(runs_of(wanted)), files)
         self._crew.submit(Task(work, list(batch.folders), lambda answer: self._small_done(jobs, files, answer)))
 
     def _small_done(self, jobs: Sequence[FileJob], files: Sequence[SmallFile], answer: Answer) -> None:
@@ -189,7 +188,7 @@ class ContentWriter:
     def _write_again(self, job: FileJob, file: SmallFile) -> None:
         """With whatever copies of its blobs there are."""
         try:
-            blobs = {piece: self._copy_of(piece) for piece in file[4] if isinstance(piece, bytes)}
+            blobs = {piece: self._copy_of(piece) for piece in file[-1] if isinstance(piece, bytes)}
         except DamagedError as error:
             job.fail(str(error), damaged=True)
             return
@@ -236,26 +235,26 @@ class ContentWriter:
 
     def _write_window(self, large: _Large, ids: Sequence[bytes], offset: int) -> int:
         """Give out one window of a file's blobs, the first of which lies at ``offset``; returns where the next does."""
-        found = self._repo.index.locate(BlobKind.DATA, list(dict.fromkeys(ids)))
+        found = self._repo.index.places(BlobKind.DATA, list(dict.fromkeys(ids)))
         offsets: dict[bytes, list[int]] = {}
         zeros = 0
         for blob_id in ids:
             if blob_id not in found:
                 large.job.fail(_missing(blob_id), damaged=True)
                 return offset
-            size = found[blob_id][0].blob.size
+            size = size_of(found[blob_id])
             if is_zero_id(blob_id, size):
                 zeros += size
             else:
                 offsets.setdefault(blob_id, []).append(offset)
             offset += size
         self._progress.add(done_bytes=zeros)
-        for pack, blobs in plan_runs(found[blob_id][0] for blob_id in offsets):
+        for run in runs_of({blob_id: found[blob_id] for blob_id in offsets}):
             self._progress.check()
             if large.job.failure:
                 break
-            part = Part([_run(pack, blobs)], {blob.id: offsets[blob.id] for blob in blobs})
-            size = sum(blob.size * len(offsets[blob.id]) for blob in blobs)
+            part = Part([run], {blob_id: offsets[blob_id] for blob_id, *_ in run[1]})
+            size = sum(size_of(found[blob_id]) * len(offsets[blob_id]) for blob_id in part.offsets)
             large.parts += 1
             self._crew.submit(Task(part, [large.fd], self._on_part(large, part, size)))
         return offset
@@ -308,7 +307,7 @@ class ContentWriter:
             if self._verify and (wrong := prove(large.fd, self._sizes(job))):
                 job.fail(wrong)
                 return False
-            apply_to_open(large.fd, job.node, job.path, self._notes)
+            apply_to_open(large.fd, meta_of(job.node), job.path, self._notes)
             put_in_place(job.folder, large.temporary, job.name)
         except OSError as error:
             self._failed(job, error)
@@ -332,7 +331,7 @@ class ContentWriter:
         job.fail(f"It cannot be written: {error.strerror}.")
 
 
-def _pieces(job: FileJob, places: dict[bytes, Location]) -> Pieces | None:
+def _pieces(job: FileJob, places: Mapping[bytes, Place]) -> Pieces | None:
     """A small file's content as the crew is told it; None, and the job failed, if it cannot be whole."""
     pieces: Pieces = []
     length = 0
@@ -341,17 +340,13 @@ def _pieces(job: FileJob, places: dict[bytes, Location]) -> Pieces | None:
         if place is None:
             job.fail(_missing(blob_id), damaged=True)
             return None
-        size = place.blob.size
+        size = size_of(place)
         pieces.append(size if is_zero_id(blob_id, size) else blob_id)
         length += size
     if length != job.node.size:
         job.fail(f"its blobs have {length} bytes instead of {job.node.size}.", damaged=True)
         return None
     return pieces
-
-
-def _run(pack: str, blobs: Sequence[PackedBlob]) -> Run:
-    return pack, [(blob.id, blob.offset, blob.length, blob.raw_length) for blob in blobs]
 
 
 def _windows(ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

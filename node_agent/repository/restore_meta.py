@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from node_agent.items import Issue, Issues, Severity, printable
@@ -20,6 +20,9 @@ _MAX_ID = (1 << 32) - 2
 _MAX_TIME_NS = (1 << 63) * 1_000_000_000 - 1  # what the system call takes; the file system may keep less
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+
+# Permission bits, owner, group, times of access and change, attributes; a plain tuple, which marshal knows.
+Meta = tuple[int, int, int, int, int, list[tuple[str, bytes]]]
 
 _SENTENCES = {
     "owner": "The owner could not be set, because the node's user may not",
@@ -60,38 +63,44 @@ class Notes:
             issues.add(Issue(printable(self._first[kind]), kind, f"{_SENTENCES[kind]}{more}.", Severity.NOTE))
 
 
-def apply_to_open(fd: int, node: Node, path: bytes, notes: Notes) -> None:
+def meta_of(node: Node) -> Meta:
+    return stat.S_IMODE(node.st_mode), node.uid, node.gid, _within(node.atime), _within(node.mtime), node.xattrs
+
+
+def apply_to_open(fd: int, meta: Meta, path: bytes, notes: Notes) -> None:
     """To an open file or folder. What it has already is not set again: a look costs a tenth of a change."""
+    mode, uid, gid, atime, mtime, xattrs = meta
     st = os.fstat(fd)
-    same_owner = (st.st_uid, st.st_gid) == (node.uid, node.gid)
-    owned = same_owner or _set_owner(fd, None, node, path, notes)
-    _set_xattrs(fd, node, path, notes)
-    mode = stat.S_IMODE(node.st_mode)
+    same_owner = st.st_uid == uid and st.st_gid == gid
+    owned = same_owner or _set_owner(fd, None, uid, gid, path, notes)
+    if xattrs:
+        _set_xattrs(fd, xattrs, path, notes)
     # Without its owner, a set-id bit would lend the rights of somebody else.
     mode = mode if owned else mode & ~_SET_ID
-    if mode != stat.S_IMODE(st.st_mode) or not same_owner or node.xattrs:
+    if mode != stat.S_IMODE(st.st_mode) or not same_owner or xattrs:
         try:
             os.chmod(fd, mode)
         except OSError:
             notes.add("mode", path)
     try:
-        os.utime(fd, ns=_times(node))
+        os.utime(fd, ns=(atime, mtime))
     except (OSError, OverflowError):
         notes.add("times", path)
 
 
 def apply_to_name(folder_fd: int, name: bytes, node: Node, path: bytes, notes: Notes) -> None:
     """To a link, FIFO or device, which cannot be opened."""
-    owned = _set_owner(name, folder_fd, node, path, notes)
-    _set_xattrs(proc_path(folder_fd, name), node, path, notes)
+    mode, uid, gid, atime, mtime, xattrs = meta_of(node)
+    owned = _set_owner(name, folder_fd, uid, gid, path, notes)
+    if xattrs:
+        _set_xattrs(proc_path(folder_fd, name), xattrs, path, notes)
     if node.type != "symlink":
-        mode = stat.S_IMODE(node.st_mode)
         try:
             _chmod_not_following(folder_fd, name, mode if owned else mode & ~_SET_ID)
         except OSError:
             notes.add("mode", path)
     try:
-        os.utime(name, ns=_times(node), dir_fd=folder_fd, follow_symlinks=False)
+        os.utime(name, ns=(atime, mtime), dir_fd=folder_fd, follow_symlinks=False)
     except (OSError, OverflowError):
         notes.add("times", path)
 
@@ -106,33 +115,29 @@ def _chmod_not_following(folder_fd: int, name: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def _set_owner(what: int | bytes, folder_fd: int | None, node: Node, path: bytes, notes: Notes) -> bool:
-    if not (0 <= node.uid <= _MAX_ID and 0 <= node.gid <= _MAX_ID):
+def _set_owner(what: int | bytes, folder_fd: int | None, uid: int, gid: int, path: bytes, notes: Notes) -> bool:
+    if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
         notes.add("owner", path)
         return False
     try:
         if isinstance(what, int):
-            os.chown(what, node.uid, node.gid)
+            os.chown(what, uid, gid)
         else:
-            os.chown(what, node.uid, node.gid, dir_fd=folder_fd, follow_symlinks=False)
+            os.chown(what, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
     except OSError:
         notes.add("owner", path)
         return False
     return True
 
 
-def _set_xattrs(what: int | bytes, node: Node, path: bytes, notes: Notes) -> None:
-    for name, value in node.xattrs:
+def _set_xattrs(what: int | bytes, xattrs: Sequence[tuple[str, bytes]], path: bytes, notes: Notes) -> None:
+    for name, value in xattrs:
         try:
             os.setxattr(what, name, value, follow_symlinks=isinstance(what, int))
         except OSError as error:
             notes.add("xattrs-unsupported" if error.errno in _NOT_SUPPORTED else "xattrs", path)
         except ValueError:  # a name with NUL: nothing that a file system could have given
             notes.add("xattrs", path)
-
-
-def _times(node: Node) -> tuple[int, int]:
-    return _within(node.atime), _within(node.mtime)
 
 
 def _within(time_ns: int) -> int:

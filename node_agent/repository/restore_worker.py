@@ -24,6 +24,7 @@ def main(end_fd: int) -> None:
 
 def _serve(channel: Channel) -> None:
     (encrypt, mac_k, mac_r, root, verify), _, _ = channel.receive()
+    os.umask(0)  # modes are given as they are to be
     store = LocalBackend(Path(os.fsdecode(root)))
     performer = Performer(
         Key(encrypt, mac_k, mac_r),

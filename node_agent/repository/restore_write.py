@@ -4,34 +4,39 @@ A :class:`Performer` does them, on a thread of the run or in a worker process, s
 knows; open folders and files come beside it. What it cannot do is told by number and not raised: the run has the
 index, and tries other copies of a damaged blob.
 
-    small files   runs of blobs, then files: a temporary name, content, metadata, and only then the file's own name
+    small files   runs of blobs, then files: content and metadata, and only then the file's name
     a part        runs of blobs with the offsets they have in one large file, which is open already
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from node_agent.errors import BackendError, DamagedError, RepositoryError, TargetError
+from node_agent.repository.backend.base import Buffer
 from node_agent.repository.crypto import Key
 from node_agent.repository.pack import BlobKind, PackedBlob, open_blob
-from node_agent.repository.restore_meta import Notes, apply_to_open
-from node_agent.repository.tree import Node
+from node_agent.repository.restore_meta import Meta, Notes, apply_to_open
 
 DAMAGED, REFUSED, IN_THE_WAY = range(3)
 GRAIN = 64 << 10  # of the zero test
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NAMELESS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+# How a file system, or a system without /proc, says that it cannot make files without a name, or name them later.
+_NEEDS_NAMES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EPERM, errno.EXDEV, errno.ENOSYS)
 _ZEROS = bytes(GRAIN)
 
 Get = Callable[[str, int, int], bytes]  # pack, offset, length
 Blob = tuple[bytes, int, int, int]  # id, offset, sealed length, uncompressed length or 0
 Run = tuple[str, list[Blob]]  # pack and its neighbouring blobs, which are read at once
 Pieces = list[bytes | int]  # a file's content: ids of blobs, and lengths of holes
-SmallFile = tuple[int, bytes, bytes, tuple[Any, ...], Pieces]  # number of its folder, name, path, metadata, content
+# Number of its folder, whether nothing has its name there, name, path, metadata, content.
+SmallFile = tuple[int, bool, bytes, bytes, Meta, Pieces]
 Failure = tuple[int, int, int, str]  # number of the file, what happened, errno, message
 
 
@@ -55,15 +60,6 @@ class Answer(NamedTuple):
     end: int  # of a part: how far it was written
 
 
-def meta_of(node: Node) -> tuple[Any, ...]:
-    return node.mode, node.uid, node.gid, node.atime, node.mtime, node.xattrs
-
-
-def _node(meta: Sequence[Any]) -> Node:
-    mode, uid, gid, atime, mtime, xattrs = meta
-    return Node(b"", "file", mode, mtime, atime, 0, uid, gid, xattrs=xattrs)
-
-
 class TemporaryNames:
     """Names that nobody else uses, told from others by a word of this run."""
 
@@ -84,6 +80,7 @@ class Performer:
         self._key = key
         self._get = get
         self._verify = verify
+        self._can_be_nameless = True  # as far as is known
         self._notes = Notes()
         self._written = self._end = 0
 
@@ -92,15 +89,16 @@ class Performer:
         for run in work.runs:
             blobs.update((blob_id, content) for blob_id, content in self._load(run) if content is not None)
         failures: list[Failure] = []
-        for number, (folder, name, path, meta, pieces) in enumerate(work.files):
-            failure = self._file(folders[folder], name, path, meta, pieces, blobs)
+        for number, (folder, new, name, path, meta, pieces) in enumerate(work.files):
+            failure = self._file(folders[folder], new, name, path, meta, pieces, blobs)
             if failure is not None:
                 failures.append((number, *failure))
         return self._answer(failures)
 
     def write_alone(self, folder: int, file: SmallFile, blobs: Mapping[bytes, bytes]) -> Answer:
         """One file whose blobs are in memory."""
-        failure = self._file(folder, *file[1:], blobs)
+        _, new, name, path, meta, pieces = file
+        failure = self._file(folder, new, name, path, meta, pieces, blobs)
         return self._answer([(0, *failure)] if failure is not None else [])
 
     def part(self, work: Part, fd: int) -> Answer:
@@ -125,10 +123,15 @@ class Performer:
 
     def write(self, fd: int, content: bytes, offset: int) -> None:
         """All of it but its zeros. Raises OSError."""
-        for start, end in not_zero(content):
-            write_all(fd, memoryview(content)[start:end], offset + start)
-            self._end = max(self._end, offset + end)
-        self._written += len(content)
+        size = len(content)
+        if size <= GRAIN and size and content[0]:  # most blobs of small files
+            write_all(fd, content, offset)
+            self._end = max(self._end, offset + size)
+        else:
+            for start, end in not_zero(content):
+                write_all(fd, memoryview(content)[start:end], offset + start)
+                self._end = max(self._end, offset + end)
+        self._written += size
 
     def _answer(self, failures: list[Failure], hurt: Sequence[bytes] = ()) -> Answer:
         answer = Answer(failures, list(hurt), self._notes.take(), self._written, self._end)
@@ -153,41 +156,70 @@ class Performer:
                 yield blob_id, None
 
     def _file(
-        self,
-        folder: int,
-        name: bytes,
-        path: bytes,
-        meta: Sequence[Any],
-        pieces: Pieces,
-        blobs: Mapping[bytes, bytes],
+        self, folder: int, new: bool, name: bytes, path: bytes, meta: Meta, pieces: Pieces, blobs: Mapping[bytes, bytes]
     ) -> tuple[int, int, str] | None:
         """What went wrong, if anything did. The file stands under its name when it is whole, or not at all."""
-        if any(isinstance(piece, bytes) and piece not in blobs for piece in pieces):
-            return DAMAGED, 0, ""
-        temporary = self.names.next()
+        for piece in pieces:
+            if type(piece) is bytes and piece not in blobs:
+                return DAMAGED, 0, ""
         try:
-            fd = os.open(temporary, CREATE, 0o600, dir_fd=folder)
-        except OSError as error:
-            return REFUSED, error.errno or 0, error.strerror or ""
-        placed = False
-        try:
-            length = self._fill(fd, pieces, blobs)
-            if self._end < length:
-                os.truncate(fd, length)
-            if self._verify and (wrong := prove(fd, ((p, p if isinstance(p, int) else len(blobs[p])) for p in pieces))):
-                return REFUSED, 0, wrong
-            apply_to_open(fd, _node(meta), path, self._notes)
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-            placed = True
+            wrong = self._nameless(folder, name, path, meta, pieces, blobs) if new and self._can_be_nameless else None
+            if wrong is None:
+                wrong = self._named(folder, name, path, meta, pieces, blobs)
         except IsADirectoryError:
             return IN_THE_WAY, 0, "A folder is in its place."
         except OSError as error:
             return REFUSED, error.errno or 0, error.strerror or ""
+        return (REFUSED, 0, wrong) if wrong else None
+
+    def _nameless(
+        self, folder: int, name: bytes, path: bytes, meta: Meta, pieces: Pieces, blobs: Mapping[bytes, bytes]
+    ) -> str | None:
+        """A file that has no name until it is whole: however a process ends, no half file is left.
+
+        A rename costs a third more. None: it did not work, so the other way tells why, or works.
+        """
+        before = self._written
+        try:
+            fd = os.open(b".", NAMELESS, meta[0] & 0o777, dir_fd=folder)
+            try:
+                wrong = self._complete(fd, path, meta, pieces, blobs)
+                if not wrong:
+                    os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=folder)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._can_be_nameless = error.errno not in _NEEDS_NAMES
+            self._written = before
+            return None
+        return wrong
+
+    def _named(
+        self, folder: int, name: bytes, path: bytes, meta: Meta, pieces: Pieces, blobs: Mapping[bytes, bytes]
+    ) -> str:
+        """By a temporary name. Raises OSError, IsADirectoryError if a folder has the name."""
+        temporary = self.names.next()
+        fd = os.open(temporary, CREATE, 0o600, dir_fd=folder)
+        placed = False
+        try:
+            wrong = self._complete(fd, path, meta, pieces, blobs)
+            if not wrong:
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                placed = True
         finally:
             os.close(fd)
             if not placed:
                 os.unlink(temporary, dir_fd=folder)
-        return None
+        return wrong
+
+    def _complete(self, fd: int, path: bytes, meta: Meta, pieces: Pieces, blobs: Mapping[bytes, bytes]) -> str:
+        length = self._fill(fd, pieces, blobs)
+        if self._end < length:
+            os.truncate(fd, length)
+        if self._verify and (wrong := prove(fd, ((p, p if isinstance(p, int) else len(blobs[p])) for p in pieces))):
+            return wrong
+        apply_to_open(fd, meta, path, self._notes)
+        return ""
 
     def _fill(self, fd: int, pieces: Pieces, blobs: Mapping[bytes, bytes]) -> int:
         """Returns the file's length; :attr:`_end` says how far it was written."""
@@ -236,7 +268,11 @@ def not_zero(data: bytes) -> Iterator[tuple[int, int]]:
         yield start, size
 
 
-def write_all(fd: int, view: memoryview, offset: int) -> None:
+def write_all(fd: int, view: Buffer, offset: int) -> None:
+    written = os.pwrite(fd, view, offset)
+    if written == len(view):
+        return
+    view, offset = memoryview(view)[written:], offset + written
     while view:
         written = os.pwrite(fd, view, offset)
         if not written:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node_agent.errors import DamagedError
@@ -59,12 +59,12 @@ _SPECIAL = ((stat.S_ISUID, _GO_SETUID), (stat.S_ISGID, _GO_SETGID), (stat.S_ISVT
 
 _SIMPLE = re.compile(rb"[ !#-%'-.0-;=?-\[\]-~]+\Z")  # names that need no escape: ASCII without " & / < > and \
 # What these fields must be if they are there: who uses a node need not ask again.
-_NUMBERS = (  # and below which bound: Go's uint32 and uint64; sizes are those that a file can have
-    *((key, 1 << 32) for key in ("mode", "uid", "gid")),
-    *((key, 1 << 64) for key in ("inode", "device_id", "links", "device")),
-    ("size", 1 << 63),
-)
+_NUMBERS = ("mode", "uid", "gid", "inode", "device_id", "links", "device", "size")
+_BOUNDS = (*(1 << 32,) * 3, *(1 << 64,) * 4, 1 << 63)  # Go's uint32 and uint64; sizes are those that a file can have
+_SMALL = 1 << 31
 _TEXTS = ("type", "user", "group", "error")
+_ZERO = repeat(0)
+_EMPTY = repeat("")
 _LARGE = 256 << 10  # bytes of JSON: only a tree with a long list of ids, or very many entries, has so many
 _HTML = re.compile("[<>&\u2028\u2029]")
 
@@ -271,40 +271,50 @@ def _html_safe(text: str) -> str:
 
 
 def _decode_node(value: dict[str, Any], lists: Sequence[Ids] = ()) -> Node:
-    for key, bound in _NUMBERS:
-        if key in value and (type(value[key]) is not int or not 0 <= value[key] < bound):
-            raise ValueError(f"{key} is {value[key]!r:.80}")
-    for key in _TEXTS:
-        if key in value and type(value[key]) is not str:
-            raise ValueError(f"{key} is {value[key]!r:.80}")
-    raw_target = value.get("linktarget_raw")
-    mtime, atime = value.get("mtime"), value.get("atime")
+    get = value.get
+    numbers = (*map(get, _NUMBERS, _ZERO),)
+    texts = (*map(get, _TEXTS, _EMPTY),)
+    if {*map(type, numbers)} != {int} or {*map(type, texts)} != {str} or min(numbers) < 0 or max(numbers) >= _SMALL:
+        _check(numbers, texts)
+    mode, uid, gid, inode, device_id, links, device, size = numbers
+    kind, user, group, problem = texts
+    mtime, atime, ctime = get("mtime"), get("atime"), get("ctime")
     mtime_ns = parse_ns(mtime) if mtime is not None else 0
+    content, subtree = get("content"), get("subtree")
+    raw_target, xattrs = get("linktarget_raw"), get("extended_attributes")
     return Node(
-        name=decode_name(value["name"]),
-        type=value.get("type", ""),
-        mode=value.get("mode", 0),
-        mtime=mtime_ns,
-        atime=mtime_ns if atime == mtime else parse_ns(atime) if atime is not None else 0,
-        ctime=parse_ns(value["ctime"]) if "ctime" in value else 0,
-        uid=value.get("uid", 0),
-        gid=value.get("gid", 0),
-        user=value.get("user", ""),
-        group=value.get("group", ""),
-        inode=value.get("inode", 0),
-        device_id=value.get("device_id", 0),
-        size=value.get("size", 0),
-        links=value.get("links", 0),
-        linktarget=base64.b64decode(raw_target)
-        if raw_target
-        else value.get("linktarget", "").encode("utf-8", "replace"),
-        xattrs=[(x["name"], base64.b64decode(x["value"] or "")) for x in value.get("extended_attributes") or ()],
-        generic_attributes=value.get("generic_attributes") or {},
-        device=value.get("device", 0),
-        content=_content(value.get("content"), lists),
-        subtree=_ids([value["subtree"]])[0] if value.get("subtree") else None,
-        error=value.get("error", ""),
+        decode_name(value["name"]),
+        kind,
+        mode,
+        mtime_ns,
+        mtime_ns if atime == mtime else parse_ns(atime) if atime is not None else 0,
+        mtime_ns if ctime == mtime else parse_ns(ctime) if ctime is not None else 0,
+        uid,
+        gid,
+        user,
+        group,
+        inode,
+        device_id,
+        size,
+        links,
+        base64.b64decode(raw_target) if raw_target else get("linktarget", "").encode("utf-8", "replace"),
+        [(x["name"], base64.b64decode(x["value"] or "")) for x in xattrs] if xattrs else [],
+        get("generic_attributes") or {},
+        device,
+        [] if content is None else _content(content, lists),
+        _ids([subtree])[0] if subtree else None,
+        problem,
     )
+
+
+def _check(numbers: Sequence[Any], texts: Sequence[Any]) -> None:
+    """Raises ValueError, naming the field that is wrong, if one is."""
+    for key, number, bound in zip(_NUMBERS, numbers, _BOUNDS, strict=True):
+        if type(number) is not int or not 0 <= number < bound:
+            raise ValueError(f"{key} is {number!r:.80}")
+    for key, text in zip(_TEXTS, texts, strict=True):
+        if type(text) is not str:
+            raise ValueError(f"{key} is {text!r:.80}")
 
 
 def _content(value: Any, lists: Sequence[Ids]) -> Sequence[bytes]:
