@@ -6,6 +6,17 @@ lab=$1
 mount -t tmpfs tmpfs /sys/fs/cgroup # no control groups: libvirt does without
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/sshd /run/lock /run/libvirt
+mount -t tmpfs -o mode=755 tmpfs /var/log # swtpm makes a folder of its own there
+mkdir /var/log/libvirt
+if [ -d /var/lib/swtpm-localca ]; then
+  mount -t tmpfs -o mode=750,uid="$(id -u tss)" tmpfs /var/lib/swtpm-localca
+fi
+# A KVM that root may use and qemu's user may not makes libvirt ask qemu anew, for seconds, at each definition and start.
+if [ -e /dev/kvm ]; then
+  : >/run/no-kvm
+  chmod 000 /run/no-kvm
+  mount --bind /run/no-kvm /dev/kvm
+fi
 for place in etc/libvirt var/lib/libvirt var/cache/libvirt var/log/libvirt; do
   mount --bind "$lab/root/$place" "/$place"
 done
