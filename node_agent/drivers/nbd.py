@@ -2,14 +2,16 @@
 
 Speaks the "fixed newstyle" handshake with structured replies and block status, as laid down in
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Not spoken: TLS, the
-old handshake. One request is under way at a time; use one connection for each thread.
+old handshake. One request is under way at a time, but for :meth:`NbdClient.read_many`; use one connection for each
+thread.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,9 +42,31 @@ _MAX_OPTION_REPLY = 1 << 20
 _MAX_CHUNK = MAX_READ + 4096
 
 
+AT_ONCE = 4  # requests of read_many that are on their way
+
+
 class NbdError(SourceError):
     default_message = "The image's server broke off the conversation."
     default_hint = "Look at the messages of qemu on this machine; run the backup again."
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A read that is under way."""
+
+    offset: int
+    data: bytearray
+    covered: int = 0
+    done: bool = False
+    failure: str | None = None
+
+    def place(self, offset: int, size: int) -> memoryview:
+        """Where a chunk goes."""
+        start = offset - self.offset
+        if start < 0 or start + size > len(self.data):
+            raise NbdError("The image's server sent data that was not asked for.")
+        self.covered += size
+        return memoryview(self.data)[start : start + size]
 
 
 @dataclass
@@ -88,6 +112,10 @@ class NbdClient:
             sock.close()
             raise
 
+    def another(self) -> NbdClient:
+        """One more of the same export, not connected yet."""
+        return NbdClient(self.socket_path, self.export, self.contexts, self.timeout_s)
+
     def close(self) -> None:
         """Say goodbye and hang up; safe to call twice."""
         sock, self._sock = self._sock, None
@@ -102,13 +130,24 @@ class NbdClient:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; holes come as zeros."""
-        out = bytearray(length)
-        done = 0
-        while done < length:
-            step = min(MAX_READ, length - done)
-            self._read_into(memoryview(out)[done : done + step], offset + done)
-            done += step
-        return bytes(out)
+        starts = range(offset, offset + length, MAX_READ)
+        pieces = self.read_many((start, min(MAX_READ, offset + length - start)) for start in starts)
+        return b"".join(data for _, data in pieces)
+
+    def read_many(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
+        """(offset, data) of each (offset, length), in their order. Several requests are on their way at once: nothing
+        else may be asked before the last of them is here."""
+        under_way: deque[int] = deque()
+        readings: dict[int, _Reading] = {}
+        for offset, length in ranges:
+            self._handle += 1
+            self._send(struct.pack(">IHHQQI", _REQUEST, 0, _CMD_READ, self._handle, offset, length))
+            readings[self._handle] = _Reading(offset, bytearray(length))
+            under_way.append(self._handle)
+            if len(under_way) == AT_ONCE:
+                yield self._finished(readings, under_way.popleft())
+        while under_way:
+            yield self._finished(readings, under_way.popleft())
 
     @property
     def writable(self) -> bool:
@@ -212,28 +251,37 @@ class NbdClient:
 
     # --- transmission ---
 
-    def _read_into(self, view: memoryview, offset: int) -> None:
-        covered = 0
-        for kind, payload in self._request(_CMD_READ, offset, len(view)):
-            if kind == _CHUNK_DATA:
-                start = int.from_bytes(payload[:8], "big") - offset
-                size = len(payload) - 8
-                self._within(start, size, len(view))
-                view[start : start + size] = payload[8:]
-            elif kind == _CHUNK_HOLE:
-                start, size = int.from_bytes(payload[:8], "big") - offset, int.from_bytes(payload[8:12], "big")
-                self._within(start, size, len(view))
-                view[start : start + size] = bytes(size)
-            else:
-                continue
-            covered += size
-        if covered != len(view):
-            raise NbdError(f"The image's server sent {covered} of {len(view)} bytes asked for at offset {offset}.")
+    def _finished(self, readings: dict[int, _Reading], handle: int) -> tuple[int, bytearray]:
+        """Take chunks, whichever read they are of, until this one has all."""
+        while not readings[handle].done:
+            self._take_chunk(readings)
+        one = readings.pop(handle)
+        if one.failure is not None:
+            raise _cannot(_CMD_READ, one.offset, one.failure)
+        if one.covered != len(one.data):
+            raise NbdError(
+                f"The image's server sent {one.covered} of {len(one.data)} bytes asked for at offset {one.offset}."
+            )
+        return one.offset, one.data
 
-    @staticmethod
-    def _within(start: int, size: int, limit: int) -> None:
-        if start < 0 or size < 0 or start + size > limit:
-            raise NbdError("The image's server sent data that was not asked for.")
+    def _take_chunk(self, readings: dict[int, _Reading]) -> None:
+        (magic,) = struct.unpack(">I", self._receive(4))
+        if magic != _STRUCTURED_REPLY:  # a server that has agreed to them answers reads by no others
+            raise NbdError("The image's server sent a malformed reply.")
+        flags, kind, handle, size = struct.unpack(">HHQI", self._receive(16))
+        one = readings.get(handle)
+        if one is None or one.done or size > _MAX_CHUNK:
+            raise NbdError("The image's server sent a malformed reply.")
+        if kind == _CHUNK_DATA and size >= 8:
+            offset = int.from_bytes(self._receive(8), "big")
+            self._receive_into(one.place(offset, size - 8))
+        else:
+            payload = self._receive(size)
+            if kind & _CHUNK_ERROR_BIT:
+                one.failure = one.failure or _error_text(payload)
+            elif kind == _CHUNK_HOLE and size == 12:
+                one.place(int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big"))  # zeros already
+        one.done = bool(flags & _CHUNK_DONE)
 
     def _block_status(self, offset: int, length: int, context_id: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
@@ -260,7 +308,7 @@ class NbdClient:
         while True:
             (magic,) = struct.unpack(">I", self._receive(4))
             if magic == _SIMPLE_REPLY:
-                yield from self._simple_reply(command, offset, length)
+                self._simple_reply(command, offset)
                 return
             if magic != _STRUCTURED_REPLY:
                 raise NbdError("The image's server sent a malformed reply.")
@@ -277,14 +325,12 @@ class NbdClient:
         if failure is not None:
             raise _cannot(command, offset, failure)
 
-    def _simple_reply(self, command: int, offset: int, length: int) -> Iterator[tuple[int, bytes | bytearray]]:
+    def _simple_reply(self, command: int, offset: int) -> None:
         error, handle = struct.unpack(">IQ", self._receive(12))
         if handle != self._handle:
             raise NbdError("The image's server sent a malformed reply.")
         if error:
             raise _cannot(command, offset, f"error {error}")
-        if command == _CMD_READ:
-            yield _CHUNK_DATA, struct.pack(">Q", offset) + self._receive(length)
 
     def _send(self, data: bytes | memoryview) -> None:
         if self._sock is None:
@@ -295,11 +341,15 @@ class NbdClient:
             raise NbdError(f"The image's server is gone: {error}.") from error
 
     def _receive(self, length: int) -> bytearray:
+        data = bytearray(length)
+        self._receive_into(memoryview(data))
+        return data
+
+    def _receive_into(self, view: memoryview) -> None:
         if self._sock is None:
             raise NbdError("The connection to the image's server is closed.")
-        data = bytearray(length)
-        view, done = memoryview(data), 0
-        while done < length:
+        done = 0
+        while done < len(view):
             try:
                 step = self._sock.recv_into(view[done:])
             except OSError as error:
@@ -307,7 +357,6 @@ class NbdClient:
             if not step:
                 raise NbdError("The image's server hung up in the middle of a reply.")
             done += step
-        return data
 
 
 def _cannot(command: int, offset: int, why: str) -> NbdError:

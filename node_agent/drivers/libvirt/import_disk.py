@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from node_agent.drivers.base import DiskReader
 from node_agent.drivers.libvirt.host import Host
@@ -50,12 +51,23 @@ def write_disk(
 
 
 def _copy(reader: DiskReader, client: NbdClient, tick: Callable[[int], None]) -> None:
-    for offset in range(0, reader.size, STEP):
-        length = min(STEP, reader.size - offset)
-        data = reader.read(offset, length)
-        for start, end in runs_of_data(data):
-            client.write(offset + start, memoryview(data)[start:end])
-        tick(length)
+    """A step is written while the next one is read."""
+    with ThreadPoolExecutor(1) as pool:
+        writing: Future[None] | None = None
+        for offset in range(0, reader.size, STEP):
+            length = min(STEP, reader.size - offset)
+            data = reader.read(offset, length)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(_write, client, offset, data)
+            tick(length)
+        if writing is not None:
+            writing.result()
+
+
+def _write(client: NbdClient, offset: int, data: bytes) -> None:
+    for start, end in runs_of_data(data):
+        client.write(offset + start, memoryview(data)[start:end])
 
 
 def runs_of_data(data: bytes) -> Iterator[tuple[int, int]]:
