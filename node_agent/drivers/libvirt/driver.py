@@ -82,11 +82,12 @@ class LibvirtHost:
         checked_uuid(request.machine)
         with Host(self.access) as host:
             journal = Journal(self._state, self.access, request.machine)
-            vm = _without(settle(host, request, journal), request.leave_out)
+            vm, taken = settle(host, request, journal)
+            vm = _without(vm, request.leave_out)
             if not vm.protected:
                 raise SourceError(f"{vm.name} has no disk that can be protected.", hint="Its page says why of each.")
             path = run_folder.new_path(host, request)
-            run = _planned(host, vm, request)
+            run = _planned(host, vm, request, taken)
             journal.write(Entry(self.access.shown, vm.uuid, path, run.plan.checkpoint))
             opened = self._running if vm.running else self._stopped
             with opened(run, path) as found:
@@ -160,21 +161,25 @@ class LibvirtHost:
         run.settled = not folder.left
 
 
-def settle(host: Host, request: BackupRequest, journal: Journal) -> Vm:
-    """Remove what runs that died left behind; the machine as it is then."""
+def settle(host: Host, request: BackupRequest, journal: Journal) -> tuple[Vm, set[str]]:
+    """Remove what runs that died left behind; the machine as it is then, and names that checkpoints had."""
     entry = journal.read()
     vm = machine(host, request.machine)
     own = entry.folder if entry is not None else ""
-    for path in {own, *run_folder.leftovers(host, request, own)} - {""}:
+    died = {own, *run_folder.leftovers(host, request, own)} - {""}
+    for path in died:
+        run_folder.wait_for_begin(host, path)
         if vm.running:
             pull.abort_job(host, vm, path)
             _thaw(host, vm, path)
         run_folder.remove(host, path)
     wanted = Tracking.of(request.previous.metadata, request) if request.previous is not None else None
-    # Where no point names a checkpoint, qemu itself is asked which of ours there are: no image shows them yet.
-    tracking.drop_strays(host, vm, request, wanted.checkpoint if wanted is not None else "", ask_qemu=wanted is None)
+    # Where no point names a checkpoint, qemu itself is asked which of ours there are: no image shows them yet. Also
+    # after a run that died: a job that libvirt began and gave up leaves a bitmap in qemu that only qemu knows of.
+    kept = wanted.checkpoint if wanted is not None else ""
+    taken = tracking.drop_strays(host, vm, request, kept, ask_qemu=wanted is None or bool(died))
     journal.clear()
-    return vm
+    return vm, {*taken, kept}
 
 
 def _without(vm: Vm, unwanted: frozenset[str]) -> Vm:
@@ -191,12 +196,11 @@ def _thaw(host: Host, vm: Vm, path: str) -> None:
 # --- what is read, and since when ---
 
 
-def _planned(host: Host, vm: Vm, request: BackupRequest) -> _Run:
+def _planned(host: Host, vm: Vm, request: BackupRequest, taken: set[str]) -> _Run:
     """Which disks get a checkpoint, and which are read by their changes since the last one."""
     run = _Run(host, vm, request, Plan("", frozenset(), {}))
     tracked = _trackable(run) if request.track else set()
     since = _adopted(run, tracked)
-    taken = {*tracking.listed(host, vm.uuid), *since.values(), run.old}
     name = tracking.next_name(request, taken) if vm.running and tracked else ""
     run.plan = Plan(name, frozenset(tracked if name else ()), since)
     return run
@@ -262,6 +266,8 @@ def _begin(run: _Run, folder: run_folder.RunFolder) -> Begun:
         except (MachineBusy, HypervisorUnreachable):
             raise
         except HypervisorError as error:
+            if (behind := folder.why_broken(error)) is not error:
+                raise behind from error
             if run.plan.since:
                 run.plan = Plan(plan.checkpoint, plan.tracked, {})
                 for target in sorted(plan.since):

@@ -15,7 +15,7 @@ from node_agent.drivers.libvirt.access import BackupRequest
 from node_agent.drivers.libvirt.errors import HypervisorError
 from node_agent.drivers.libvirt.host import Host, refusal
 from node_agent.drivers.libvirt.inventory import Vm
-from node_agent.drivers.libvirt.run_folder import RunFolder
+from node_agent.drivers.libvirt.run_folder import RunFolder, as_begin
 from node_agent.drivers.libvirt.ssh import Result
 
 _STATUS = '{"execute":"guest-fsfreeze-status"}'
@@ -39,7 +39,7 @@ def begin(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: st
             hint="Install and start qemu-guest-agent in the guest, or do not require a freeze.",
         )
     if not wanted or missing:
-        result = host.connection.run(job)
+        result = host.connection.run(as_begin(folder.path, job))
         if result.code:
             raise refusal("virsh backup-begin", result)
         return Begun(Consistency.CRASH, missing if wanted else "")
@@ -49,7 +49,8 @@ def begin(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: st
 def _frozen(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: str) -> Begun:
     virsh, limit = host.virsh_words, request.limits.frozen_s
     condition = "[ $frozen = 0 ]" if request.freeze is Freeze.REQUIRE else "true"
-    result = host.connection.run(
+    script = as_begin(
+        folder.path,
         f"""LC_ALL=C; export LC_ALL
 cd {shlex.quote(folder.path)} || exit 1
 : >frozen
@@ -64,8 +65,8 @@ echo "status=$status"
 [ -e thawed ] && echo "thawed=watchdog"
 cat freeze.log
 exit $code""",
-        timeout_s=limit + 180,
     )
+    result = host.connection.run(script, timeout_s=limit + 180)
     said = dict(line.partition("=")[::2] for line in result.out.splitlines() if "=" in line)
     why = _why_not(said, result)
     if why and request.freeze is Freeze.REQUIRE:

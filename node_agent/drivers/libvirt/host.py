@@ -12,11 +12,12 @@ import uuid
 from typing import Any
 
 from node_agent.drivers.libvirt.access import HostAccess
-from node_agent.drivers.libvirt.errors import HypervisorError, MachineBusy, MachineMissing
+from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy, MachineMissing
 from node_agent.drivers.libvirt.ssh import Connection, Result
 from node_agent.items import printable
 
 _MISSING = ("Domain not found", "failed to get domain", "no domain with matching")
+_NO_LIBVIRT = ("failed to connect to the hypervisor", "End of file while reading data", "client socket is closed")
 _BUSY = ("cannot acquire state change lock", "another", "job is already", "already active", "a different job")
 
 
@@ -24,6 +25,7 @@ class Host:
     def __init__(self, access: HostAccess) -> None:
         self.access = access
         self.connection = Connection(access)
+        self._images: dict[str, list[dict[str, Any]]] = {}
 
     def __enter__(self) -> Host:
         self.connection.connect()
@@ -56,8 +58,12 @@ class Host:
     def image_info(self, path: str, format: str) -> list[dict[str, Any]]:
         """``qemu-img info`` of an image and what lies below it, top first, beside all locks."""
         words = ["qemu-img", "info", "-U", "-f", format, "--backing-chain", "--output=json", path]
-        text = self.shell(shlex.join(words))
-        return _list_of_objects(text, "qemu-img info")
+        found = self._images[path] = _list_of_objects(self.shell(shlex.join(words)), "qemu-img info")
+        return found
+
+    def known_image(self, path: str, format: str) -> list[dict[str, Any]]:
+        """As it was when it was asked for last, by this conversation."""
+        return self._images.get(path) or self.image_info(path, format)
 
     def state(self, machine: str) -> str:
         return self.virsh("domstate", machine).strip()
@@ -81,6 +87,10 @@ def refusal(what: str, result: Result) -> HypervisorError | MachineMissing:
     text = printable(" ".join(lines))[-600:] or f"it ended {result.code}"
     if any(sign in text for sign in _MISSING):
         return MachineMissing(f"The hypervisor has no such virtual machine: {text}")
+    if any(sign in text for sign in _NO_LIBVIRT):
+        return HypervisorUnreachable(
+            f"libvirt on the hypervisor does not answer: {text}", hint="Look whether libvirtd runs there, and its log."
+        )
     if any(sign in text for sign in _BUSY):
         return MachineBusy(f"Another job runs on the virtual machine: {text}")
     if re.search(r"\b(virsh|qemu-img|qemu-nbd): (command )?not found", text):

@@ -98,11 +98,15 @@ done"""
 
 def machine(host: Host, uuid: str) -> Vm:
     """One machine as it is now. Raises MachineMissing."""
-    checked_uuid(uuid)
-    state = host.state(uuid)
-    info = host.virsh("dominfo", uuid)
-    persistent = any(line.split(":")[1].strip() == "yes" for line in info.splitlines() if line.startswith("Persistent"))
-    return describe(host.virsh("dumpxml", "--security-info", uuid), state, persistent=persistent)
+    virsh = host.virsh_words
+    said = host.shell(
+        f"""state=$({virsh("domstate", checked_uuid(uuid))}) || exit $?
+echo $state
+{virsh("dominfo", uuid)} | grep -c '^Persistent: *yes'
+{virsh("dumpxml", "--security-info", uuid)}"""
+    )
+    state, persistent, xml = said.split("\n", 2)
+    return describe(xml, state, persistent=persistent == "1")
 
 
 def describe(xml: str, state: str, *, persistent: bool = True) -> Vm:
@@ -225,5 +229,5 @@ def _memory(domain: Element) -> int:
 
 def internal_snapshots(host: Host, disk: VmDisk) -> Sequence[str]:
     """Names of snapshots inside the image itself: beside a bitmap, qemu refuses to go back to them."""
-    info = host.image_info(disk.source, "qcow2") if disk.is_qcow2_file else []
+    info = host.known_image(disk.source, "qcow2") if disk.is_qcow2_file else []
     return [str(snapshot.get("name", "")) for snapshot in (info[0].get("snapshots") or [])] if info else []

@@ -36,11 +36,10 @@ class Plan:
 
 
 def begin_job(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, plan: Plan) -> Begun:
-    backup = folder.write("backup.xml", _backup_xml(vm, folder, plan))
-    words = ["backup-begin", vm.uuid, backup]
+    files = {"backup.xml": _backup_xml(vm, folder, plan)}
     if plan.tracked:
-        words.append(folder.write("checkpoint.xml", checkpoint_xml(plan.checkpoint, vm.protected, plan.tracked)))
-    return begin(host, vm, request, folder, host.virsh_words(*words))
+        files["checkpoint.xml"] = checkpoint_xml(plan.checkpoint, vm.protected, plan.tracked)
+    return begin(host, vm, request, folder, host.virsh_words("backup-begin", vm.uuid, *folder.write(files)))
 
 
 def _backup_xml(vm: Vm, folder: RunFolder, plan: Plan) -> str:
@@ -63,10 +62,9 @@ def _backup_xml(vm: Vm, folder: RunFolder, plan: Plan) -> str:
 
 def abort_job(host: Host, vm: Vm, folder: str) -> None:
     """End the job if it is the one of this folder; that there is none any more is fine."""
-    if f"{folder}/" not in host.try_virsh("backup-dumpxml", vm.uuid).out:
-        return
-    result = host.try_virsh("domjobabort", vm.uuid)
-    if result.code and f"{folder}/" in host.try_virsh("backup-dumpxml", vm.uuid).out:
+    is_ours = f"{host.virsh_words('backup-dumpxml', vm.uuid)} 2>/dev/null | grep -qF {shlex.quote(folder)}/"
+    result = host.connection.run(f"! {is_ours} || LC_ALL=C {host.virsh_words('domjobabort', vm.uuid)}")
+    if result.code and host.connection.run(is_ours).code == 0:
         raise HypervisorError(f"The backup job on {vm.name} cannot be ended: {result.errors.strip()[:300]}")
 
 
@@ -79,17 +77,18 @@ def contents(host: Host, vm: Vm, folder: RunFolder, plan: Plan) -> Iterator[dict
         for disk in vm.protected:
             contexts = [ALLOCATION, *([dirty_context(disk.target)] if disk.target in plan.since else [])]
             client = NbdClient(through.path, disk.target, contexts)
-            _connect(host, f"{folder.path}/nbd", client, through)
-            stack.callback(client.close)
+            connect(host, folder, f"{folder.path}/nbd", client, through)
             opened[disk.target] = NbdContent(client, disk.format, folder.why_broken)
+            stack.callback(opened[disk.target].close)
         yield opened
 
 
-def _connect(host: Host, socket: str, client: NbdClient, through: Tunnel) -> None:
+def connect(host: Host, folder: RunFolder, socket: str, client: NbdClient, through: Tunnel) -> None:
+    """Raises what is behind it if there is nobody at the socket any more: the watchdog, the machine, the host."""
     try:
         client.connect()
     except NbdError as error:
-        raise no_way(host, socket, error, through.complaint()) from error
+        raise folder.why_broken(no_way(host, socket, error, through.complaint())) from error
 
 
 def no_way(host: Host, socket: str, error: NbdError, complaint: str) -> HypervisorError:

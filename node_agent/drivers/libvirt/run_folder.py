@@ -12,7 +12,7 @@ import posixpath
 import secrets
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -43,11 +43,14 @@ class RunFolder:
     state: str  # of the machine, when the run began
     left: bool = False  # its job could not be ended: the watchdog does it, so it must not be taken away
 
-    def write(self, name: str, data: str) -> str:
-        """Its path there."""
-        path = posixpath.join(self.path, name)
-        self.host.shell(f"cat >{shlex.quote(path)}", given=data.encode())
-        return path
+    def write(self, files: Mapping[str, str]) -> list[str]:
+        """Their paths there."""
+        paths = [posixpath.join(self.path, name) for name in files]
+        texts = zip(paths, files.values(), strict=True)
+        self.host.shell(
+            "\n".join(f"printf %s {shlex.quote(text)} >{shlex.quote(path)} || exit" for path, text in texts)
+        )
+        return paths
 
     def why_ended(self) -> JobAborted | None:
         """What the watchdog says, if it ended this run."""
@@ -146,6 +149,24 @@ def _try_to_remove(folder: RunFolder) -> None:
     except BrsError as error:
         folder.left = True
         logger.warning("%s is left for the watchdog to remove: %s", folder.path, error)
+
+
+def as_begin(path: str, script: str) -> str:
+    """A script that begins something which the next run has to wait for, if this node dies meanwhile."""
+    return f"echo $$ >{shlex.quote(path)}/begin\n{script}"
+
+
+def wait_for_begin(host: Host, path: str) -> None:
+    """Until a script that outlived its connection is through: what it begins afterwards nobody would end."""
+    file = shlex.quote(f"{path}/begin")
+    host.shell(
+        f"""pid=$(cat {file} 2>/dev/null) || exit 0
+tries=0
+while grep -qs {shlex.quote(path)} "/proc/$pid/cmdline" && [ $tries -lt 600 ]; do
+  sleep 0.1
+  tries=$((tries + 1))
+done"""
+    )
 
 
 def remove(host: Host, path: str) -> None:

@@ -19,10 +19,10 @@ from node_agent.drivers.libvirt.content import NbdContent, dirty_context
 from node_agent.drivers.libvirt.errors import HypervisorError, MachineMoved
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm, VmDisk
-from node_agent.drivers.libvirt.pull import no_way
+from node_agent.drivers.libvirt.pull import connect
 from node_agent.drivers.libvirt.run_folder import RunFolder
 from node_agent.drivers.libvirt.tunnel import tunnel
-from node_agent.drivers.nbd import ALLOCATION, NbdClient, NbdError
+from node_agent.drivers.nbd import ALLOCATION, NbdClient
 
 _LOOK_EVERY_S = 5.0
 
@@ -79,13 +79,10 @@ def contents(host: Host, vm: Vm, folder: RunFolder, since: Mapping[str, str]) ->
             bitmap = since.get(disk.target)
             contexts = [ALLOCATION, *([dirty_context(bitmap)] if bitmap else [])]
             client = NbdClient(through.path, disk.target, contexts)
-            try:
-                client.connect()
-            except NbdError as error:
-                raise no_way(host, socket, error, through.complaint()) from error
-            stack.callback(client.close)
+            connect(host, folder, socket, client, through)
             content = _Content(client, disk.format, folder.why_broken, still.check_now)
             content.still = still
+            stack.callback(content.close)
             opened[disk.target] = content
         yield opened
 
@@ -128,7 +125,7 @@ def _serve(host: Host, folder: RunFolder, disk: VmDisk, chain: Sequence[tuple[st
     """Start the program; the path of its socket. It ends when we hang up."""
     socket = f"{folder.path}/{disk.target}.nbd"
     words = [
-        "qemu-nbd", "--fork", "--read-only", "--shared=1", f"--socket={socket}", f"--export-name={disk.target}",
+        "qemu-nbd", "--fork", "--read-only", "--shared=2", f"--socket={socket}", f"--export-name={disk.target}",
         f"--pid-file={folder.path}/{disk.target}.pid",
     ]  # fmt: skip
     if bitmap:

@@ -99,14 +99,14 @@ def _element(name: str, targets: Iterable[str], tracked: set[str]) -> Element:
 
 def adopt(host: Host, vm: Vm, checkpoint: str, disks: Iterable[str], *, validate: bool = True) -> str:
     """Tell libvirt of a checkpoint again. Why not, if it refuses: its bitmap is lost or broken."""
-    if checkpoint in listed(host, vm.uuid):
-        return ""
     element = _element(checkpoint, [disk.target for disk in vm.disks], set(disks))
     SubElement(element, "creationTime").text = "1"
     element.append(parse(host.virsh("dumpxml", "--inactive", vm.uuid) if vm.persistent else vm.xml, "domain"))
     words = ["checkpoint-create", vm.uuid, "/dev/stdin", "--redefine", *(["--redefine-validate"] if validate else [])]
     result = host.try_virsh(*words, given=text_of(element))
-    return "" if result.code == 0 else " ".join(result.errors.split())[-300:] or "no reason given"
+    if result.code == 0 or checkpoint in listed(host, vm.uuid):
+        return ""
+    return " ".join(result.errors.split())[-300:] or "no reason given"
 
 
 def forget(host: Host, machine: str, checkpoint: str) -> None:
@@ -180,11 +180,14 @@ def strays(host: Host, vm: Vm, request: BackupRequest, wanted: str, *, ask_qemu:
     }
 
 
-def drop_strays(host: Host, vm: Vm, request: BackupRequest, wanted: str, *, ask_qemu: bool = False) -> None:
-    for name, targets in strays(host, vm, request, wanted, ask_qemu=ask_qemu).items():
+def drop_strays(host: Host, vm: Vm, request: BackupRequest, wanted: str, *, ask_qemu: bool = False) -> set[str]:
+    """The names of those that were there, which no new one is to have."""
+    found = strays(host, vm, request, wanted, ask_qemu=ask_qemu)
+    for name, targets in found.items():
         if vm.running and adopt(host, vm, name, targets, validate=False):
             continue  # libvirt has another opinion of it: it stays, and is found again
         drop_one(host, vm, name)
+    return set(found)
 
 
 def drop_one(host: Host, vm: Vm, name: str) -> None:

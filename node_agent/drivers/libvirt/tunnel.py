@@ -6,7 +6,10 @@ client ends, and with it the connection. A peer that is silent is given up after
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -20,6 +23,7 @@ from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreach
 from node_agent.drivers.libvirt.ssh import Connection
 from node_agent.ssh_trust import QUICK_CIPHERS
 
+_PREFIX, _HELD = "brs-ssh-", "held"
 _READY_S = 30.0
 _ACCEPTS_CONNECTIONS = 0x10000  # the kernel's __SO_ACCEPTCON
 _POLL_S = 0.01
@@ -43,8 +47,7 @@ class Tunnel:
 def tunnel(connection: Connection, remote: str) -> Iterator[Tunnel]:
     """Raises HypervisorUnreachable when it does not come up. That the other side's socket is there is not proven."""
     connection.connect()
-    with tempfile.TemporaryDirectory(prefix="brs-ssh-") as name:
-        folder = Path(name)
+    with _own_folder() as folder:
         command, env = _command(connection, folder, remote)
         with (folder / "messages").open("wb") as messages:
             try:
@@ -64,6 +67,21 @@ def tunnel(connection: Connection, remote: str) -> Iterator[Tunnel]:
             yield opened
         finally:
             _end(process)
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A temporary folder. Those that killed processes left are removed: nobody holds the lock of their file."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_HELD}"):
+        with contextlib.suppress(OSError):  # held, or gone meanwhile
+            if left.is_file() and left.stat().st_uid == os.geteuid():
+                with left.open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, Path(name, "new").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Path(name, "new").rename(Path(name, _HELD))  # locked when it is seen
+        yield Path(name)
 
 
 def _command(connection: Connection, folder: Path, remote: str) -> tuple[list[str], dict[str, str]]:

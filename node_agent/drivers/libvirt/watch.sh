@@ -35,7 +35,9 @@ while [ -d "$dir" ]; do
     end_job
     rm -rf "$dir"
     rmdir "$(dirname "$dir")"
-  elif [ ! -e "$dir/ended" ]; then
+  elif [ -e "$dir/ended" ]; then
+    is_ours && end_job # it began just when it was to end
+  else
     why=
     [ $age -ge "$longest" ] && why=long
     free=$(df -Pk "$dir" 2>/dev/null | awk 'NR == 2 { print $4 }')
