@@ -44,6 +44,7 @@ LOOKS: dict[str, Look] = {
     "partial": Look("warn", "warning", gettext_lazy("Partial")),
     "failed": Look("bad", "error", gettext_lazy("Failed")),
     "cancelled": Look("idle", "cancel", gettext_lazy("Cancelled")),
+    "unbegun": Look("idle", "remove", gettext_lazy("Not begun")),
     # restore points and their copies
     "complete": Look("ok", "check_circle", gettext_lazy("Complete")),
     "not-immutable": Look("warn", "lock_open", gettext_lazy("Not immutable")),

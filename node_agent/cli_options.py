@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from node_agent.errors import ConfigError
@@ -22,9 +22,29 @@ _LOUDEST = 3
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+class Help(argparse.HelpFormatter):
+    """The usage line names a command's own options; those of every command follow in their own part."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        own = [action for action in actions if getattr(action, "container", None).__class__ is not _Common]
+        super().add_usage(usage, own, groups, prefix)
+
+
+class _Common(argparse._ArgumentGroup):
+    """The part of a command's help for what is the same for all."""
+
+
+def add_common_options(command: argparse.ArgumentParser) -> None:
     """Options of every repository command; accepted before and after the command's name."""
     absent = argparse.SUPPRESS
+    parser = _Common(command, "options of every command")
+    command._action_groups.append(parser)
     parser.add_argument("--repo", "-r", metavar="URL", default=absent, help="repository (RESTIC_REPOSITORY)")
     parser.add_argument("--repository-file", metavar="FILE", default=absent, help="file with the repository's URL")
     parser.add_argument(
@@ -51,7 +71,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     _add_transport_options(parser)
 
 
-def _add_cache_options(parser: argparse.ArgumentParser) -> None:
+def _add_cache_options(parser: _Common) -> None:
     absent = argparse.SUPPRESS
     parser.add_argument("--cache-dir", metavar="DIR", default=absent, help="index cache (BRS_CACHE_DIR, ~/.cache/brs)")
     parser.add_argument("--no-cache", action="store_true", default=absent, help="keep no cache of the index on disk")
@@ -60,7 +80,7 @@ def _add_cache_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_transport_options(parser: argparse.ArgumentParser) -> None:
+def _add_transport_options(parser: _Common) -> None:
     absent = argparse.SUPPRESS
     for direction in ("upload", "download"):
         parser.add_argument(

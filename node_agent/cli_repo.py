@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import argparse
 
-from node_agent.cli_options import add_common_options
+from node_agent.cli_options import Help, add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
+from node_agent.cli_repo_source_options import add_exclude_options, add_source_options
 
+_ABOUT = "The repository engine on its own, without a server: recovery must not need what was lost."
 _OVERWRITE = ("always", "changed", "never")
 _COMPRESSION = ("auto", "off", "fastest", "better", "max")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    repo = subparsers.add_parser("repo", help="work with a repository directly", description=__doc__)
+    repo = subparsers.add_parser(
+        "repo", help="work with a repository directly", description=_ABOUT, formatter_class=Help
+    )
     add_common_options(repo)
     commands = repo.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_init, _backup, _backup_image, _snapshots, _ls, _restore, _dump, _stats):
@@ -31,13 +35,8 @@ def _init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = command(commands, "backup", "cli_repo_backup:backup", "back up files and folders")
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--exclude", "-e", action="append", default=[], metavar="PATTERN", help="leave out (repeatable)"
-    )
-    parser.add_argument(
-        "--exclude-file", action="append", default=[], metavar="FILE", help="patterns, one in each line"
-    )
+    add_source_options(parser)
+    add_exclude_options(parser)
     parser.add_argument("--one-file-system", "-x", action="store_true", help="do not enter other file systems")
     parser.add_argument("--force", "-f", action="store_true", help="read everything, whatever the last backup says")
     _add_backup_options(parser)
@@ -76,6 +75,7 @@ def _add_backup_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", metavar="SNAPSHOT", help="compare with this snapshot (default: the latest alike)")
     parser.add_argument("--host", "-H", metavar="NAME", help="host in the snapshot (default: this machine)")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG[,TAG]")
+    parser.add_argument("--time", metavar="TIME", help="of the snapshot: 2026-01-31 23:59:59 (default: now)")
     parser.add_argument("--compression", choices=_COMPRESSION, default="auto")
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from node_agent.cli_options import lock_wait_s, read_password, repository_url, wants_json
+from node_agent.cli_repo_sources import excludes_of, roots_of, stream_name, stream_of
 from node_agent.cli_session import (
     human_size,
     open_repository,
@@ -34,6 +35,7 @@ from node_agent.repository.immutable import NOT_IMMUTABLE
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import find_snapshot
+from node_agent.repository.stream import backup_stream
 
 _EXTENTS_HINT = (
     'The file must hold [{"offset": bytes, "length": bytes}, …], or {"base": …, "extents": [as before]};'
@@ -55,9 +57,12 @@ def init(args: argparse.Namespace) -> int:
 
 
 def backup(args: argparse.Namespace) -> int:
-    roots = list(dict.fromkeys(Path(os.path.abspath(path)) for path in args.paths))
+    name = stream_name(args)
+    if name:
+        return _backup_stream(args, name)
+    roots = roots_of(args)
     paths = [str(root) for root in roots]
-    excludes = [*args.exclude, *_patterns(args.exclude_file)]
+    excludes = excludes_of(args)
 
     def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
         parent = None if args.force else _parent_id(repo, args.parent, host, paths)
@@ -72,12 +77,43 @@ def backup(args: argparse.Namespace) -> int:
             parent=parent,
             progress=progress,
             issues=issues,
-            time=datetime.now(UTC),
+            time=_instant(args),
             one_file_system=args.one_file_system,
             compression=args.compression,
         )
 
     return _run(args, run)
+
+
+def _backup_stream(args: argparse.Namespace, name: str) -> int:
+    def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
+        with stream_of(args) as source:
+            return backup_stream(
+                repo,
+                lock,
+                source,
+                name,
+                host=host,
+                tags=split_tags(args.tag),
+                progress=progress,
+                issues=issues,
+                time=_instant(args),
+                compression=args.compression,
+                ended=source.ended,
+            )
+
+    return _run(args, run)
+
+
+def _instant(args: argparse.Namespace) -> datetime:
+    if not args.time or args.time == "now":
+        return datetime.now(UTC)
+    try:
+        return datetime.strptime(args.time, "%Y-%m-%d %H:%M:%S").astimezone()
+    except ValueError as error:
+        raise ConfigError(
+            f"{args.time!r} is no time.", hint="Give it as 2026-01-31 23:59:59, in local time."
+        ) from error
 
 
 def backup_image(args: argparse.Namespace) -> int:
@@ -110,7 +146,7 @@ def backup_image(args: argparse.Namespace) -> int:
                 parent=parent,
                 progress=progress,
                 issues=issues,
-                time=datetime.now(UTC),
+                time=_instant(args),
                 compare=_comparison(args),
                 # Who names both the disk and the snapshot says that they are one, as with snapshots of a volume.
                 moved=bool(args.name and args.parent),
@@ -181,18 +217,6 @@ def _extent(entry: object, where: str, image_size: int) -> Extent:
             hint="The change list belongs to another image, or to another size of it; back up without it.",
         )
     return Extent(offset, length)
-
-
-def _patterns(files: Sequence[str]) -> list[str]:
-    patterns: list[str] = []
-    for name in files:
-        try:
-            patterns += Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise ConfigError(
-                f"The file of patterns {name} cannot be read: {error.strerror}.", hint="Check it."
-            ) from error
-    return patterns
 
 
 def _parent_id(repo: Repository, given: str | None, host: str, paths: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from node_agent.cli_options import (
+    Help,
     add_common_options,
     cache_dir,
     key_hint,
@@ -32,7 +33,7 @@ Commands = argparse._SubParsersAction  # argparse has no public name for what ad
 
 def command(commands: Commands[argparse.ArgumentParser], name: str, handler: str, text: str) -> argparse.ArgumentParser:
     """A command with the common options; ``handler`` is ``module:function`` of this package."""
-    parser = commands.add_parser(name, help=text, description=text)
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help)
     add_common_options(parser)
     parser.set_defaults(handler=later(handler))
     return parser

@@ -67,7 +67,7 @@ def _prune(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_prune_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-unused", default="5%", metavar="SIZE|x%%|unlimited", help="waste that may stay")
+    parser.add_argument("--max-unused", default="5%", metavar="SIZE|x%|unlimited", help="waste that may stay")
     parser.add_argument("--max-repack-size", metavar="SIZE", help="bytes of packs to rewrite at most")
     parser.add_argument("--max-duration", metavar="DURATION", help="stop rewriting after that long, for example 1h")
 

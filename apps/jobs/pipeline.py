@@ -22,6 +22,8 @@ PHASES = {
     "import": ("import",),
 }
 
+UNBEGUN = "unbegun"  # a phase that its task ended before
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -91,7 +93,7 @@ def _stages(task: Task) -> list[Stage]:
 
 def _stage(task: Task, key: str, number: int, reached: int) -> Stage:
     last = len(PHASES.get(task.kind, (key,))) - 1
-    shown = number == (reached if task.state in ACTIVE else last)  # a task has one set of figures
+    shown = number == (reached if task.phase or task.state in ACTIVE else last)  # a task has one set of figures
     return _stage_of(task, key, _state(task, number, reached), task.progress or {} if shown else {})
 
 
@@ -124,7 +126,13 @@ def _stream_stage(task: Task, key: str) -> Stage:
 
 
 def _state(task: Task, number: int, reached: int) -> str:
-    """Of one phase of a task: what lies before the phase reached is done, what lies behind it waits."""
-    if task.state not in ACTIVE or number == reached:
+    """Of one phase of a task: what lies before the phase reached is done, what lies behind it waits or never began.
+
+    A stream is read and stored at once: what ends it ends both.
+    """
+    broken = task.state in (State.FAILED, State.CANCELLED) and bool(task.phase)
+    if (task.state not in ACTIVE and not broken) or number == reached:
         return str(task.state)
-    return str(State.SUCCEEDED if number < reached else State.QUEUED)
+    if number > reached:
+        return UNBEGUN if broken else str(State.QUEUED)
+    return str(task.state if broken and task.kind == STREAM else State.SUCCEEDED)

@@ -28,6 +28,7 @@ from node_agent.protocol import (
     ForgetResult,
     InitResult,
     Outcome,
+    Placed,
     ProbeResult,
     PruneResult,
     RestoreResult,
@@ -69,6 +70,8 @@ def state_of(report: CompleteReport) -> State:
 
 def record(job: Job, task: Task, report: CompleteReport, now: datetime) -> Fault | None:
     result = report.result
+    if isinstance(result, Placed):
+        _space(job, task, result)
     if isinstance(result, BackupResult):
         _backup(job, task, report, result, now)
     elif isinstance(result, InitResult):
@@ -105,6 +108,15 @@ def _backup(job: Job, task: Task, report: CompleteReport, result: BackupResult, 
     )
     Job.objects.filter(pk=job.pk).update(restore_point=job.restore_point)
     publish.nudge(job.tenant_id, "points")
+
+
+def _space(job: Job, task: Task, result: Placed) -> None:
+    """A source's space, which connection tests of sources tell, is nobody's here."""
+    destination = task.repository.destination_id if task.repository is not None else job.destination_id
+    if destination is not None and result.capacity_bytes:
+        facts = {"total_bytes": result.capacity_bytes, "free_bytes": result.free_bytes}
+        if Destination.objects.filter(pk=destination).exclude(**facts).update(**facts):
+            publish.nudge(job.tenant_id, "destinations")
 
 
 def _init(task: Task, result: InitResult) -> None:
@@ -147,10 +159,7 @@ def _probe(job: Job, result: ProbeResult, now: datetime) -> Fault | None:
     bad = [check for check in result.checks if not check.ok]
     problem = "; ".join(f"{check.name}: {check.detail}" for check in bad)
     if job.destination_id is not None:
-        facts = {"tested_at": now, "problem": problem[:500]}
-        if result.total_bytes:
-            facts |= {"total_bytes": result.total_bytes, "free_bytes": result.free_bytes}
-        Destination.objects.filter(pk=job.destination_id).update(**facts)
+        Destination.objects.filter(pk=job.destination_id).update(tested_at=now, problem=problem[:500])
         publish.nudge(job.tenant_id, "destinations")
     elif job.platform is not None and job.platform.holds_machines:
         discovered.tested(job.platform, problem, result.host_keys, now)

@@ -73,7 +73,14 @@ class Outcome(StrEnum):
     PARTIAL = "partial"
 
 
-class BackupResult(Wire):
+class Placed(Wire):
+    """The result of a task on a repository or a place, with what the file system there holds; 0: not known."""
+
+    capacity_bytes: Bytes = 0
+    free_bytes: Bytes = 0  # as the node's user may fill them
+
+
+class BackupResult(Placed):
     kind: Literal["backup"] = "backup"
     snapshot_id: str
     tree_id: str
@@ -88,7 +95,7 @@ class BackupResult(Wire):
     block_size: int = 0
 
 
-class InitResult(Wire):
+class InitResult(Placed):
     kind: Literal["init"] = "init"
     repository_id: str
 
@@ -114,13 +121,13 @@ class DownloadResult(Wire):
     sha256: str
 
 
-class ForgetResult(Wire):
+class ForgetResult(Placed):
     kind: Literal["forget"] = "forget"
     removed: list[str]
     missing: list[str] = []
 
 
-class VerifyResult(Wire):
+class VerifyResult(Placed):
     kind: Literal["verify"] = "verify"
     checked_bytes: int = 0
     snapshots: list[str] = []  # every snapshot id that the repository holds
@@ -134,7 +141,7 @@ class VerifyResult(Wire):
     damaged_paths: dict[str, list[str]] = {}  # by snapshot: files that cannot be restored wholly
 
 
-class PruneResult(Wire):
+class PruneResult(Placed):
     kind: Literal["prune"] = "prune"
     removed_packs: int
     rewritten_packs: int
@@ -143,12 +150,10 @@ class PruneResult(Wire):
     stored_bytes: int
 
 
-class ProbeResult(Wire):
+class ProbeResult(Placed):
     kind: Literal["probe"] = "probe"
     checks: list[ProbeCheck]
     host_keys: dict[str, str] = Field(default={}, max_length=100)  # by address: what each showed, pinned or not
-    total_bytes: Bytes = 0
-    free_bytes: Bytes = 0
 
 
 class DiscoverResult(Wire):

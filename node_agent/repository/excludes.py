@@ -6,30 +6,71 @@ begins with a slash is anchored: at the file system's root or at the root that i
 (``/cache`` of the protected tree). Any other pattern with a slash matches wherever its parts follow
 each other (``node_modules/.cache``). A slash at the end restricts it to folders. What lies below an
 excluded folder is excluded with it. Taking back by ``!`` is not offered.
+
+Besides patterns: files above a size, and folders that hold a marker, of which only that stays.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 from node_agent.errors import ConfigError
 
 
-class Excludes:
-    """Compiled once for a run; paths are raw bytes."""
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A file whose presence leaves out everything else in its folder; ``header``: only if it begins so."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    name: bytes
+    header: bytes = b""
+
+    @classmethod
+    def of(cls, text: str) -> Marker:
+        """From NAME or NAME:HEADER."""
+        name, _, header = text.partition(":")
+        if not name or "/" in name:
+            raise ConfigError(f"{text!r} is no name of a file.", hint="Give NAME or NAME:HEADER, without folders.")
+        return cls(os.fsencode(name), os.fsencode(header))
+
+
+class Excludes:
+    """Compiled once for a run; paths are raw bytes. ``larger_than``: in bytes."""
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        *,
+        ignoring_case: Sequence[str] = (),
+        markers: Sequence[Marker] = (),
+        larger_than: int | None = None,
+    ) -> None:
         self._anywhere: list[tuple[re.Pattern[bytes], bool]] = []
         self._anchored: list[tuple[re.Pattern[bytes], bool]] = []
+        self.markers = tuple(markers)
+        self._larger_than = larger_than
+        self.patterns = (*patterns, *ignoring_case)
         for pattern in patterns:
             self._add(pattern)
+        for pattern in ignoring_case:
+            self._add(pattern, re.IGNORECASE)
 
     def __bool__(self) -> bool:
-        return bool(self._anywhere or self._anchored)
+        return bool(self._anywhere or self._anchored or self._larger_than is not None)
 
-    def match(self, path: bytes, root: bytes, is_dir: bool) -> bool:
+    def marker(self, folder: int | bytes, names: Container[bytes]) -> bytes | None:
+        """The file because of which the rest of this folder (a path or an open one) is left out."""
+        for marker in self.markers:
+            if marker.name in names and (not marker.header or _begins(folder, marker)):
+                return marker.name
+        return None
+
+    def match(self, path: bytes, root: bytes, is_dir: bool, size: int = 0) -> bool:
         """Whether the absolute ``path``, found below the absolute ``root``, is to be left out."""
+        if self._larger_than is not None and not is_dir and size > self._larger_than:
+            return True
         if any(pattern.fullmatch(path) and (is_dir or not only_dirs) for pattern, only_dirs in self._anywhere):
             return True
         relative = path[len(root.rstrip(b"/")) :]
@@ -38,7 +79,7 @@ class Excludes:
             for pattern, only_dirs in self._anchored
         )
 
-    def _add(self, pattern: str) -> None:
+    def _add(self, pattern: str, flags: int = 0) -> None:
         text = pattern.strip()
         if not text or text.startswith("#"):
             return
@@ -54,9 +95,24 @@ class Excludes:
         anchored = body.startswith("/")
         expression = _translate(body.encode("utf-8", "surrogateescape").lstrip(b"/"))
         if anchored:
-            self._anchored.append((re.compile(b"/" + expression, re.DOTALL), only_dirs))
+            self._anchored.append((re.compile(b"/" + expression, re.DOTALL | flags), only_dirs))
         else:
-            self._anywhere.append((re.compile(b"(?:.*/)?" + expression, re.DOTALL), only_dirs))
+            self._anywhere.append((re.compile(b"(?:.*/)?" + expression, re.DOTALL | flags), only_dirs))
+
+
+def _begins(folder: int | bytes, marker: Marker) -> bool:
+    """Read without following a link or waiting for a pipe; what cannot be read marks nothing."""
+    path, at = (marker.name, folder) if isinstance(folder, int) else (os.path.join(folder, marker.name), None)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(marker.header)) == marker.header
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _translate(glob: bytes) -> bytes:

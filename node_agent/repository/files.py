@@ -38,7 +38,7 @@ def backup_files(
     host: str,
     paths: Sequence[str],
     tags: Sequence[str] = (),
-    excludes: Sequence[str] = (),
+    excludes: Sequence[str] | Excludes = (),
     parent: str | None = None,
     progress: Progress,
     issues: Issues,
@@ -56,7 +56,8 @@ def backup_files(
     """
     plan = plan_roots(roots, found_at)
     before = _find_parent(repo, parent, progress)
-    options = WalkOptions(Excludes(excludes), before, one_file_system, owners or {})
+    rules = excludes if isinstance(excludes, Excludes) else Excludes(excludes)
+    options = WalkOptions(rules, before, one_file_system, owners or {})
     with _folder_cache(repo) as cache, repo.writer(progress, compression=compression) as writer:
         walk = Walk(repo, writer, options, progress, issues, cache)
         epoch = repo.index.epoch
@@ -66,7 +67,7 @@ def backup_files(
         repo.load_index()
         if repo.index.epoch != epoch:  # what was taken over unread may be gone
             prove_tree(repo, tree_id)
-        facts = Facts(host, paths, tags, time, before.id if before is not None else None, excludes)
+        facts = Facts(host, paths, tags, time, before.id if before is not None else None, rules.patterns)
         snapshot_id = publish(repo, lock, tree_id, (), facts, issues, progress=progress)
         if cache is not None:
             cache.commit(epoch, repo.index.file_names())

@@ -45,7 +45,7 @@ def _count(roots: Sequence[Path], excludes: Excludes, progress: Progress, done: 
         while pending:
             if done.is_set():
                 return
-            for entry in _entries(pending.pop()):
+            for entry in _entries(pending.pop(), excludes):
                 found = _look(entry, top, excludes)
                 if found is None:
                     pending.append(entry.path)
@@ -54,22 +54,23 @@ def _count(roots: Sequence[Path], excludes: Excludes, progress: Progress, done: 
     progress.set(total_bytes=size, total_files=files)
 
 
-def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+def _entries(folder: bytes, excludes: Excludes) -> list[os.DirEntry[bytes]]:
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        with os.scandir(folder) as found:
+            entries = list(found)
     except OSError:
         return []
+    marker = excludes.marker(folder, {entry.name for entry in entries}) if excludes.markers else None
+    return entries if marker is None else [entry for entry in entries if entry.name == marker]
 
 
 def _look(entry: os.DirEntry[bytes], top: bytes, excludes: Excludes) -> int | None:
     """A file's size, -1 for what does not count, None for a folder to go into."""
     try:
         is_dir = entry.is_dir(follow_symlinks=False)
-        if excludes and excludes.match(entry.path, top, is_dir):
+        size = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else -1
+        if excludes and excludes.match(entry.path, top, is_dir, size):
             return -1
-        if is_dir:
-            return None
-        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else -1
+        return None if is_dir else size
     except OSError:
         return -1

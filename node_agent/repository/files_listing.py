@@ -41,6 +41,8 @@ def list_folder(fd: int, path: bytes, root: bytes, excludes: Excludes, one_file_
     """Everything in an open folder but what is excluded. Raises OSError if it cannot be listed."""
     with os.scandir(fd) as found:
         named = sorted((os.fsencode(entry.name), entry) for entry in found)
+    if excludes.markers and (marker := excludes.marker(fd, {name for name, _ in named})) is not None:
+        named = [pair for pair in named if pair[0] == marker]
     keep = len(named) <= _MAX_KEPT
     hasher = hashlib.sha256(b"1x" if one_file_system else b"1-")
     entries: list[Entry] = []
@@ -57,7 +59,7 @@ def list_folder(fd: int, path: bytes, root: bytes, excludes: Excludes, one_file_
             whole = False
             continue
         is_dir = stat.S_ISDIR(st.st_mode)
-        if excludes and excludes.match(os.path.join(path, name), root, is_dir):
+        if excludes and excludes.match(os.path.join(path, name), root, is_dir, st.st_size):
             continue
         entries.append((name, st if keep else None))
         hasher.update(_line(name, st))

@@ -186,7 +186,7 @@ class Walk:
 
     def _is_excluded(self, path: bytes, st: os.stat_result) -> bool:
         excludes = self._options.excludes
-        return bool(excludes) and excludes.match(path, self._root, node_type(st.st_mode) == "dir")
+        return bool(excludes) and excludes.match(path, self._root, node_type(st.st_mode) == "dir", st.st_size)
 
     def _enter(self, frame: Frame, path: bytes, name: bytes) -> Frame | None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)

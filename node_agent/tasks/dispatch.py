@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from node_agent.errors import BrsError, RefusedError
-from node_agent.protocol import BackupResult, BackupSpec, RestoreResult, RestoreSpec, Result, Spec, TaskKind
+from node_agent.protocol import BackupResult, BackupSpec, Placed, RestoreResult, RestoreSpec, Result, Spec, TaskKind
 from node_agent.tasks import (
     backup,
     browse,
@@ -26,6 +26,7 @@ from node_agent.tasks import (
     verify,
 )
 from node_agent.tasks.context import TaskContext
+from node_agent.tasks.space import with_space
 
 
 def _backup(context: TaskContext, spec: BackupSpec) -> BackupResult:
@@ -61,7 +62,8 @@ def perform(context: TaskContext, spec: Spec) -> Result:
     if verb is None:
         raise RefusedError(f"This node does no tasks of the kind {spec.kind}.", hint="Update the node.")
     try:
-        return verb(context, spec)
+        result = verb(context, spec)
+        return with_space(context, spec, result) if isinstance(result, Placed) else result
     except OSError as error:
         raise BrsError(
             f"The node met an error of the operating system: {error.strerror or type(error).__name__}.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from pathlib import Path
 
 from node_agent.drivers.base import Finding
@@ -17,6 +16,7 @@ from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.probe_store import probe_store
 from node_agent.tasks.sources import driver_for, platform_for
+from node_agent.tasks.space import placed
 
 
 def run(context: TaskContext, spec: ProbeSpec) -> ProbeResult:
@@ -27,9 +27,9 @@ def run(context: TaskContext, spec: ProbeSpec) -> ProbeResult:
         findings, place = _source(context, spec)
     else:
         findings, place = _destination(context, spec)
-    total, free = _space(place)
     checks = [ProbeCheck(name=f.name, ok=f.ok, detail=f.detail, hint=f.hint) for f in findings]
-    return ProbeResult(checks=checks, total_bytes=total, free_bytes=free)
+    result = ProbeResult(checks=checks)
+    return placed(result, place) if place is not None else result
 
 
 def _source(context: TaskContext, spec: ProbeSpec) -> tuple[list[Finding], Path | None]:
@@ -154,13 +154,3 @@ def _opens(place: Path, password: str) -> Finding:
         return Finding(name, ok=True, detail="There is none yet; it will be made.")
     except BrsError as error:
         return Finding.of(name, error)
-
-
-def _space(place: Path | None) -> tuple[int, int]:
-    if place is None:
-        return 0, 0
-    try:
-        usage = shutil.disk_usage(place if place.exists() else place.parent)
-    except OSError:
-        return 0, 0
-    return usage.total, usage.free

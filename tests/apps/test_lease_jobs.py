@@ -13,6 +13,7 @@ from apps.jobs import lease
 from apps.jobs.models import Job, JobKind, State, Task
 from node_agent.protocol import (
     CompleteReport,
+    ForgetResult,
     InitResult,
     ProbeCheck,
     ProbeResult,
@@ -199,13 +200,23 @@ def test_a_connection_test_with_a_failed_check_fails_and_keeps_what_it_found(alp
         ProbeCheck(name="Folder", ok=True),
         ProbeCheck(name="Write", ok=False, detail="read-only", hint="Remount."),
     ]
-    report = CompleteReport(token=handed.token, result=ProbeResult(checks=checks, total_bytes=100, free_bytes=40))
+    report = CompleteReport(token=handed.token, result=ProbeResult(checks=checks, capacity_bytes=100, free_bytes=40))
     for _ in range(2):
         lease.complete(alpha.node, task.pk, report, timezone.now())
     assert state_of(task) == (State.FAILED, State.FAILED)
     assert Task.objects.get(pk=task.pk).outcome["checks"][1]["detail"] == "read-only"
     place = Destination.objects.get(pk=alpha.destination.pk)
     assert (place.total_bytes, place.free_bytes, place.problem) == (100, 40, "Write: read-only")
+
+
+def test_every_result_tells_how_full_the_destination_is(alpha):
+    """Without a test of the destination; where a store does not tell, what was known stays."""
+    for told in ({"capacity_bytes": 100, "free_bytes": 7}, {}):
+        task = add(alpha, TaskKind.FORGET, JobKind.EXPIRE)
+        report = CompleteReport(token=take(alpha.node).token, result=ForgetResult(removed=[], **told))
+        lease.complete(alpha.node, task.pk, report, timezone.now())
+        place = Destination.objects.get(pk=alpha.destination.pk)
+        assert (place.total_bytes, place.free_bytes, place.tested_at) == (100, 7, None)
 
 
 def test_a_check_that_finds_damage_fails(alpha):

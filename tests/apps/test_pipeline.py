@@ -49,3 +49,11 @@ def test_a_task_that_has_said_nothing_yet_is_at_its_first_phase():
 @pytest.mark.parametrize("end", [State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED])
 def test_the_end_is_the_end_of_both(end):
     assert [stage.state for stage in pipeline([task(state=end)])] == [end, end]
+
+
+@pytest.mark.parametrize("end", [State.FAILED, State.CANCELLED])
+def test_what_never_began_did_not_fail(end):
+    assert [stage.state for stage in pipeline([task(state=end, phase="export")])] == [end, "unbegun"]
+    assert [stage.state for stage in pipeline([task("restore", end, phase="restore")])] == [end, "unbegun"]
+    assert [stage.state for stage in pipeline([task("restore", end, phase="import")])] == ["succeeded", end]
+    assert [stage.state for stage in pipeline([task(state=end, phase="")])] == [end, end]  # not told

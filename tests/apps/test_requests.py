@@ -193,7 +193,7 @@ def test_each_node_of_a_destination_is_asked(world, alpha):
         [f"node:{alpha.node.pk}", f"node:{world.shared_node.pk}"]
     )
     node = ActingNode(alpha.node)
-    node.complete(node.take(), ProbeResult(checks=[ProbeCheck(name="write", ok=True)], total_bytes=10, free_bytes=4))
+    node.complete(node.take(), ProbeResult(checks=[ProbeCheck(name="write", ok=True)], capacity_bytes=10, free_bytes=4))
     alpha.destination.refresh_from_db()
     assert (alpha.destination.total_bytes, alpha.destination.free_bytes) == (10, 4)
 

@@ -120,6 +120,10 @@ def test_the_guide_adds_a_destination(seen: Sight, site: MakeRun):
     page = seen.page
     page.click('[data-step="destination"] a')
     expect(page.locator("#id_path")).to_have_value(str(site.backups))
+    page.select_option("#id_kind", "s3")
+    expect(page.locator("#id_path")).to_have_value("")  # that folder is none of a bucket's
+    page.select_option("#id_kind", "local")
+    expect(page.locator("#id_path")).to_have_value(str(site.backups))
     page.fill("#id_name", "Second disk")
     seen.look("first-run-destination")
     page.click("button[name=_save]")

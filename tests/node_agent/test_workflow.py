@@ -307,7 +307,8 @@ def test_forgetting_removes_snapshots_and_a_missing_one_is_reported(
         server, server.add(ForgetSpec(repository=enrolled.access(), snapshot_ids=[result.snapshot_id, gone]))
     )
     assert task.result is not None
-    assert task.result.result == ForgetResult(removed=[result.snapshot_id], missing=[gone])
+    assert isinstance(done := task.result.result, ForgetResult)
+    assert (done.removed, done.missing) == ([result.snapshot_id], [gone])
     assert json.loads(restic(enrolled, "snapshots", "--json").stdout) == []
 
 
@@ -322,7 +323,8 @@ def test_one_damaged_snapshot_stops_neither_backups_nor_expiry(
     later = backed_up(server, enrolled)[1].snapshot_id
     task = done_well(server, server.add(ForgetSpec(repository=enrolled.access(), snapshot_ids=[good, bad])))
     assert task.result is not None
-    assert task.result.result == ForgetResult(removed=[good, bad], missing=[])
+    assert isinstance(done := task.result.result, ForgetResult)
+    assert (done.removed, done.missing) == ([good, bad], [])
     assert [row["id"] for row in json.loads(restic(enrolled, "snapshots", "--json").stdout)] == [later]
 
 
@@ -358,6 +360,7 @@ def test_init_can_be_repeated_and_refuses_a_strange_password(
     ready(server, enrolled)
     again = done_well(server, server.add(enrolled.init()))
     assert again.result is not None and isinstance(again.result.result, InitResult)
+    assert again.result.result.capacity_bytes > again.result.result.free_bytes > 0
     wrong = enrolled.init().model_copy(update={"repository": enrolled.access(password="another one entirely")})
     task = server.wait(server.add(wrong))
     assert task.failure is not None and task.failure.code == "wrong-password"
@@ -402,7 +405,7 @@ def test_probes_say_what_is_wrong_and_what_to_do(server: ServerDouble, enrolled:
         return task.result.result
 
     good = probe(driver="files", path=str(enrolled.source))
-    assert all(check.ok for check in good.checks) and good.total_bytes > 0
+    assert all(check.ok for check in good.checks) and good.capacity_bytes > good.free_bytes > 0
     assert not probe(driver="files", path="/etc").checks[0].ok
     missing = probe(driver="files", path=str(enrolled.source / "nothing")).checks
     assert not missing[-1].ok and missing[-1].hint
