@@ -198,7 +198,8 @@ class _Run:
         root = Folder(self._target_fd, base or b"/", (), node, None, self._finish_folder)
         stack = [_Frame(root, base, self._children(top, base))]
         held: set[FileJob] = set()  # keep their folders open
-        expected = self._progress.counters.total_files // BATCH_FILES
+        counted = self._progress.counters
+        expected = Crew.pieces(counted.total_files // BATCH_FILES, counted.total_bytes)
         crew = Crew(self._repo.files.key, self._repo.backend, verify=self._verify, expected=expected)
         content = ContentWriter(self._repo, crew, self._progress, self._notes, self._file_done, verify=self._verify)
         self._content, self._held = content, held

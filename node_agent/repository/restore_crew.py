@@ -1,9 +1,10 @@
-"""Who does the pieces of a restore: two threads at first, worker processes once it is a long one of small files.
+"""Who does the pieces of a restore: two threads at first, worker processes once it is a long one.
 
-Threads serve for what the libraries do without the interpreter's lock: blobs of a large file. Small files are mostly
-interpreter and system calls, and need processes to use more than one core; starting them costs as much as writing
-two thousand files, so that many are written first. A store that is no local folder, or whose bandwidth is limited,
-is read by this process alone: its threads do the work then.
+Small files are mostly interpreter and system calls, and need processes to use more than one core. Blobs of a large
+file are mostly work of libraries that do not hold the interpreter's lock, but two threads wait for it between any two
+calls. Starting processes costs as much as writing two thousand small files or 256 MiB, so that much is written first.
+A store that is no local folder, or whose bandwidth is limited, is read by this process alone: its threads do the work
+then.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ PROCESSES = 2
 THREADS_FAR = 4  # they wait for the network most of the time
 PER_THREAD = 3  # pieces given out at a time
 PER_PROCESS = 3
-PROCESSES_AFTER = 16  # pieces of small files
+PROCESSES_AFTER = 64  # pieces of large files; one of small files counts as four of them
+_SMALL_COUNTS = 4
+_LARGE_PIECE = 4 << 20  # bytes: as much as is read at once
 
 
 class Task(NamedTuple):
@@ -59,7 +62,7 @@ class Crew:
     """A context manager, for one thread. ``done`` of a task is called from within :meth:`submit` and :meth:`drain`."""
 
     def __init__(self, key: Key, backend: Backend, *, verify: bool = False, expected: int = 0) -> None:
-        """``expected``: pieces of small files, if they were counted; the processes are ready sooner then."""
+        """``expected``: pieces, if they were counted as above; the processes are ready sooner then."""
         self._key = key
         self._backend = backend
         self._verify = verify
@@ -71,7 +74,7 @@ class Crew:
         self._futures: deque[tuple[Task, Future[Answer]]] = deque()
         self._members: list[_Member] = []
         self._answers = selectors.DefaultSelector()
-        self._small = 0
+        self._given = 0  # pieces
         if expected >= PROCESSES_AFTER and self._root is not None:
             self._start(self._root)
 
@@ -88,10 +91,15 @@ class Crew:
             member.process.close()
         self._answers.close()
 
+    @staticmethod
+    def pieces(small: int, large_bytes: int) -> int:
+        """How many pieces so many of small files, and so many bytes of large ones, are."""
+        return small * _SMALL_COUNTS + large_bytes // _LARGE_PIECE
+
     def submit(self, task: Task) -> None:
         """Waits while there is much to do. Raises WorkerDied, and what ``done`` raises."""
-        self._small += isinstance(task.work, Small)
-        if self._small >= PROCESSES_AFTER and not self._members and self._root is not None:
+        self._given += _SMALL_COUNTS if isinstance(task.work, Small) else 1
+        if self._given >= PROCESSES_AFTER and not self._members and self._root is not None:
             self._start(self._root)
         while True:
             self._collect(0)

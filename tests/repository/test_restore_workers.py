@@ -11,12 +11,14 @@ import pytest
 
 from node_agent.errors import TargetFull, WorkerDied
 from node_agent.items import Issues
+from node_agent.progress import Progress
 from node_agent.repository import restore_content, restore_crew, restore_worker
 from node_agent.repository.processes import WorkerProcess
 from node_agent.repository.restore_crew import Crew
 from tests.repository.core_world import flip, new_repo, open_repo, stored
 from tests.repository.data_world import (
     MIB,
+    allocated,
     back_up,
     bring_back,
     differences,
@@ -212,13 +214,34 @@ def test_a_few_files_start_no_process(
 def test_processes_begun_in_the_middle_go_on_where_threads_were(
     tmp_path: Path, processes_only: list[WorkerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore_crew, "PROCESSES_AFTER", 4)
+    monkeypatch.setattr(restore_crew, "PROCESSES_AFTER", 16)
     source = many_files(tmp_path / "source")
     repo = new_repo(tmp_path / "repo")
     snapshot = back_up(repo, source).snapshot_id
     bring_back(repo, snapshot, tmp_path / "out", strip=os.fsencode(source))
     assert len(processes_only) == 2
     assert differences(fingerprint(source), fingerprint(tmp_path / "out")).keys() <= {b""}
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_large_file_alone_is_written_by_processes_and_a_smaller_one_by_threads(
+    tmp_path: Path, processes_only: list[WorkerProcess], monkeypatch: pytest.MonkeyPatch, counted: bool
+) -> None:
+    monkeypatch.setattr(restore_crew, "PROCESSES_AFTER", 5)
+    repo = new_repo(tmp_path / "repo")
+    for size, processes in ((12 * MIB, 0), (30 * MIB, 2)):
+        source = tmp_path / f"source-{size}"
+        source.mkdir()
+        (source / "large").write_bytes(os.urandom(size // 2) + bytes(5 * MIB) + os.urandom(size // 2 - 5))
+        snapshot = back_up(repo, source).snapshot_id
+        progress = Progress()
+        if not counted:
+            progress.set(total_bytes=1)
+        out = tmp_path / f"out-{size}"
+        bring_back(repo, snapshot, out, strip=os.fsencode(source), progress=progress)
+        assert len(processes_only) == processes
+        assert differences(fingerprint(source), fingerprint(out)) == {}
+        assert allocated(out / "large") < size + 2 * MIB
 
 
 def test_where_no_process_comes_up_threads_write_and_it_is_not_tried_again(
