@@ -1,8 +1,10 @@
 """The live stream of the admin: a WebSocket at ``/ws/live/``.
 
-    client   {"watch": ["job:<id>", "overview", "jobs"]}     what it wants to hear of, instead of what it named before
+    client   {"watch": ["job:<id>", "overview", "jobs"]}     what it wants to hear of, instead of what it named before;
+                                                             with "answer": true it is told when that has begun
     server   {"type": "job", "job": {…}, "tasks": […], "log": [new lines]}   at once, and whenever it moves
              {"type": "nudge", "what": "jobs"}               lists of the user's tenants moved: fetch them again
+             {"type": "watching"}                            from now on nothing is missed: fetch what was made before
              {"type": "denied", "what": "job:<id>"}          no such thing for this user, or no longer
              {"type": "error", "code", "message"}            the message was not understood
 
@@ -100,6 +102,8 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
             await self._refuse("too-many", f"At most {WATCH_AT_MOST} things can be watched at once.")
             return
         await self._watch(list(dict.fromkeys(wanted)))
+        if told.get("answer"):
+            await self.send_json({"type": "watching"})
 
     async def _refuse(self, code: str, message: str) -> None:
         await self.send_json({"type": "error", "code": code, "message": message})

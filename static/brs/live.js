@@ -154,7 +154,7 @@
   const subscribe = () => {
     if (!live.ready) return;
     const now = watched();
-    const text = JSON.stringify({ watch: now });
+    const text = JSON.stringify({ watch: now, answer: true });
     if (text === live.told) return;
     live.told = text;
     live.socket.send(text);
@@ -166,16 +166,16 @@
     const socket = new WebSocket(`${scheme}://${location.host}/ws/live/`);
     live.socket = socket;
     socket.onopen = () => {
-      const missed = live.tries > 0;
       live.ready = true; live.tries = 0; live.told = "";
       connected(true);
       subscribe();
-      if (missed) live.look();
     };
     socket.onmessage = (event) => {
       let message;
       try { message = JSON.parse(event.data); } catch (_error) { return; }
       live.listeners.forEach((listener) => listener(message));
+      /* What moved between the page's making and the server's "watching" was told to nobody. */
+      if (message.type === "watching") live.look();
       if (message.type === "nudge") live.lookSoon();
     };
     socket.onclose = () => {

@@ -136,6 +136,16 @@ async def test_lists_are_nudged_for_members_and_not_for_strangers(world):
         assert await silent(stranger)
 
 
+async def test_a_page_is_told_from_when_on_nothing_is_missed(world):
+    """Between a page's making and its stream things move: so it looks once more when it hears this."""
+    async with stream(world.viewer) as talk:
+        await talk.send_json({"watch": ["overview", f"job:{uuid.uuid4()}"], "answer": True})
+        assert (await talk.receive_json(5))["type"] == "denied"
+        assert await talk.receive_json(5) == {"type": "watching"}
+        await in_thread(add_backup, world.alpha)
+        assert await until(talk, of_type("nudge"))
+
+
 async def test_when_rights_are_withdrawn_the_stream_stops(world):
     task = await in_thread(add_backup, world.alpha)
     what = f"job:{task.job_id}"
