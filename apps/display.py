@@ -67,6 +67,7 @@ LOOKS: dict[str, Look] = {
     "clock": Look("warn", "history_toggle_off", gettext_lazy("Clock is off")),
     "expected": Look("idle", "hourglass_empty", gettext_lazy("Not seen yet")),
     # machines
+    "confirm": Look("warn", "verified_user", gettext_lazy("Confirm its key")),
     "gone": Look("warn", "cloud_off", gettext_lazy("Gone")),
     # destinations
     "untested": Look("idle", "help", gettext_lazy("Not tested yet")),

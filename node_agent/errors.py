@@ -5,7 +5,8 @@
     ├── RefusedError            the node's own rules forbid what the server asked
     ├── SourceError             what should be protected cannot be read
     │   ├── SourceMissing
-    │   └── SourceChanged
+    │   ├── SourceChanged
+    │   └── CommandFailed       a command around the backup
     ├── TargetError             what should be written cannot be written
     │   ├── TargetExists
     │   └── TargetFull
@@ -87,6 +88,12 @@ class SourceChanged(SourceError):
     code = "source-changed"
     default_message = "The data changed while it was read."
     default_hint = "Run the backup again at a quieter time, or protect a snapshot of it."
+
+
+class CommandFailed(SourceError):
+    code = "command-failed"
+    default_message = "A command around the backup failed."
+    default_hint = "What it printed is in the job's log; correct it in the policy."
 
 
 class TargetError(BrsError):

@@ -37,8 +37,9 @@ _OPTIONS = {
 class Guard:
     """Decides for one node. ``own`` folders (state: token, pinned CA) may never be written by tasks."""
 
-    def __init__(self, roots: RootsConfig, own: Iterable[Path] = ()) -> None:
+    def __init__(self, roots: RootsConfig, own: Iterable[Path] = (), commands: Iterable[str] = ()) -> None:
         self.roots = roots
+        self._commands = tuple(commands)
         self._own = [_real(str(path)) for path in own]
         self._read = [_real(root) for root in roots.read]
         self._write = [_real(root) for root in roots.write]
@@ -85,6 +86,16 @@ class Guard:
                     hint=f"Add “{printable(place)}” (or “{kind}:”, for all of the kind) to roots.platforms in this "
                     "node's node.toml if it is meant to be allowed.",
                 )
+
+    def command(self, program: str) -> None:
+        """RefusedError unless the program, by its whole path, is among those that tasks may run here."""
+        if not program.startswith("/") or program not in self._commands:
+            allowed = ", ".join(self._commands) or "none"
+            raise RefusedError(
+                f"{printable(program)} is not among the programs that this node may run ({allowed}).",
+                hint="Write its whole path, and add it to commands in this node's node.toml if it is meant to be "
+                "allowed.",
+            )
 
     def repository_root(self, url: str) -> Path:
         """The root that allows the repository at ``url``: init makes folders below it, never the root itself."""

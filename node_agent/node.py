@@ -46,7 +46,7 @@ def build_worker(config: NodeConfig, state: State) -> Worker:
     identity = state.identity()
     clock = Clock()
     client = ServerClient(identity.server, trust(state.ca_pem()), token=state.token(), clock=clock)
-    guard = Guard(config.roots, own=[state.folder])
+    guard = Guard(config.roots, own=[state.folder], commands=config.commands)
 
     def do(run: Run) -> tuple[Result, Issues]:
         context = task_context(run, config, state, identity, client, clock, guard)

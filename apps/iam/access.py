@@ -42,6 +42,7 @@ class Right(StrEnum):
     DELETE = "delete"
     MEMBERS = "members"
     READ_KIT = "read-kit"
+    COMMANDS = "commands"  # say what a backup runs on hypervisors and nodes
 
 
 _VIEWER = frozenset({Right.VIEW})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar
 
-from django.core.validators import MaxValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -129,6 +129,18 @@ class Platform(models.Model):
     tested_at = models.DateTimeField(_("tested"), null=True, editable=False)
     discover_every_hours = models.PositiveSmallIntegerField(
         _("look for machines every (hours)"), default=6, help_text=_("0: only when asked.")
+    )
+    max_jobs = models.PositiveSmallIntegerField(
+        _("at the same time on one host"),
+        default=2,
+        validators=[MinValueValidator(1), MaxValueValidator(64)],
+        help_text=_("Backups and restores of machines; more of them wait. It counts for the host, whoever loads it."),
+    )
+    bandwidth_mib_s = models.PositiveIntegerField(
+        _("bandwidth (MiB/s)"),
+        default=0,
+        validators=[MaxValueValidator(100_000)],
+        help_text=_("The most that the node reads from one host, or writes to it, over all jobs; 0: no limit."),
     )
     discovered_at = models.DateTimeField(_("looked for machines"), null=True, editable=False)
     discovery_problem = models.CharField(max_length=500, blank=True, editable=False)

@@ -143,7 +143,16 @@ def told(platform: Platform) -> PlatformAccess:
         options=platform.options,
         secrets=secrets_of(platform),
         host_keys={one: key for one, key in platform.host_keys.items() if one in platform.addresses},
+        bandwidth_bytes_s=platform.bandwidth_mib_s << 20,
     )
+
+
+def loaded(platform: Platform, host: str = "") -> str:
+    """What work on a machine loads: a hypervisor, or a cluster, by whichever platform of whichever tenant."""
+    if platform.kind == PlatformKind.RBD:
+        return f"rbd:{platform.options.get('fsid', '')}"
+    address = host if host in platform.addresses else platform.addresses[0]
+    return f"{platform.kind}:{address.lower().removesuffix(':22')}"
 
 
 # --- whom to believe ----------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
         waiting = [task for task in tasks if task.state == State.QUEUED] if obj.state == State.QUEUED else []
         return {
             "job": obj,
+            "of_machine": obj.platform is not None and obj.platform.holds_machines,
             "tasks": tasks,
             "stages": pipeline(tasks),
             "log": log,
@@ -109,6 +110,7 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
             "is_open": obj.state in OPEN,
             "ends": obj.finished_at or timezone.now(),
             "left_out": [row for task in tasks for row in task.left_out if not row.get("note")][:200],
+            "notes": [row for task in tasks for row in task.left_out if row.get("note")][:200],
             "left_out_count": sum(task.left_out_count for task in tasks),
             "checks": [check for task in tasks for check in (task.outcome or {}).get("checks", [])],
             "outcome": next((task.outcome for task in reversed(tasks) if task.outcome), {}),

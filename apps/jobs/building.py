@@ -4,7 +4,8 @@ A task's ``spec`` is checked against the protocol's type when it is made and sto
 repository's address and password, and the parent of a backup, are added when the task is leased.
 
 Gates: whatever reads or appends shares ``repository:<id>``; forget, prune and init hold it alone. Restores into one
-place exclude one another with ``target:<digest>``.
+place exclude one another with ``target:<digest>``; so do all restores onto one KVM host, where an import keeps its
+journal. Of the backups and restores of machines only so many as their platform says hold ``load:<digest>`` of a host.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ from django.utils.translation import gettext as _
 from pydantic import BaseModel
 
 from apps.catalog.models import PointCopy, RestorePoint
-from apps.inventory import sources, stores
-from apps.inventory.models import Destination, DestinationKind, Node, Platform, Repository, Workload
+from apps.inventory import platforms, sources, stores
+from apps.inventory.models import (
+    Destination,
+    DestinationKind,
+    Node,
+    Platform,
+    PlatformKind,
+    Repository,
+    Workload,
+)
 from apps.jobs.models import Job, JobKind, Task
+from apps.policies import commands
 from apps.policies.assignment import rule_of
 from apps.policies.models import Policy, Staging
 from node_agent import protocol
@@ -74,7 +84,18 @@ def on_node(node: Node) -> list[str]:
 
 
 def _target_gate(*parts: object) -> str:
-    return "target:" + hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"target:{_digest(*parts)}"
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _load(platform: Platform, host: str) -> dict[str, Any]:
+    """The part of a host that a task takes; nothing for what is not a machine's."""
+    if not platform.holds_machines:
+        return {}
+    return {"loads": f"load:{_digest(platforms.loaded(platform, host))}", "load_limit": platform}
 
 
 # --- backup -----------------------------------------------------------------------------------------
@@ -121,10 +142,13 @@ def backup(
 def _staged_backup(made: Job, workload: Workload, policy: Policy, repository: Repository) -> list[Task]:
     staging = made.id.hex
     source = sources.backup_source(workload)
-    spec = {"workload": workload.pk, "workload_name": workload.name, "source": source, "staging": staging}
+    spec = {
+        "workload": workload.pk, "workload_name": workload.name, "source": source, "staging": staging,
+        "commands": commands.of(policy),
+    }  # fmt: skip
     labels = [*on_node(workload.platform.node), f"driver:{source.driver}"]
     export = task(made, 0, TaskKind.EXPORT, spec, protocol.ExportSpec, requires=labels)
-    stored = _backup_spec(made, workload, policy, ordinal=1) | {"staging": staging}
+    stored = _backup_spec(made, workload, policy, ordinal=1) | {"staging": staging, "commands": None}
     store = _storing(made, 1, TaskKind.STORE, stored, workload, repository)
     store.after, store.same_node = export, True
     return [export, store]
@@ -142,11 +166,15 @@ def _storing(
         repository=repository,
         shares=repository_gate(repository),
         requires=[*on_node(workload.platform.node), f"driver:{spec['source'].driver}"],
+        **_load(workload.platform, workload.facts.get("host", "")),
     )
 
 
 def _backup_spec(made: Job, workload: Workload, policy: Policy, *, ordinal: int) -> dict[str, Any]:
     source = sources.backup_source(workload)
+    if source.machine is not None and policy.freeze:
+        told = {"freeze": policy.freeze, "freeze_limit_s": policy.freeze_limit_s}
+        source = source.model_copy(update={"machine": source.machine.model_copy(update=told)})
     host, paths = sources.identity(workload)
     point = uuid.uuid5(made.id, "point")
     return {
@@ -160,6 +188,7 @@ def _backup_spec(made: Job, workload: Workload, policy: Policy, *, ordinal: int)
         "full": made.full,
         "send_directories": policy.list_files,
         "bandwidth_bytes_s": policy.bandwidth_mib_s << 20,
+        "commands": commands.of(policy),
     }
 
 
@@ -176,8 +205,10 @@ def restore(
     chosen: list[str],
     verify: bool,
     staging: str,
+    platform: Platform | None = None,
     **facts: Any,
 ) -> Made:
+    """``platform``: of machines, the one that it is restored to."""
     repository = copy.repository
     where = _("in place") if target.in_place else target.path
     made = job(
@@ -197,8 +228,10 @@ def restore(
         "machine_id": point.workload.external_id,
     }
     labels = [*on_node(node), f"driver:{target.driver}"]
-    gate = _target_gate(point.workload_id) if target.in_place else _target_gate(*_place(node, target))
-    reading = {"repository": repository, "shares": repository_gate(repository), "requires": labels}
+    reading: dict[str, Any] = {"repository": repository, "shares": repository_gate(repository), "requires": labels}
+    if platform is not None and target.machine is not None:
+        reading |= _load(platform, target.machine.host)
+    gate = _target_gate(*_place(point, node, target, platform))
     if staging != Staging.DISK:
         return made, [task(made, 0, TaskKind.RESTORE, spec, protocol.RestoreSpec, excludes=gate, **reading)]
     spec["staging"] = made.id.hex
@@ -208,7 +241,11 @@ def restore(
     return made, [fetch, place]
 
 
-def _place(node: Node, target: RestoreTarget) -> tuple[object, ...]:
+def _place(point: RestorePoint, node: Node, target: RestoreTarget, platform: Platform | None) -> tuple[object, ...]:
+    if platform is not None and target.machine is not None and platform.kind == PlatformKind.KVM:
+        return "import", platforms.loaded(platform, target.machine.host)
+    if target.in_place:
+        return (point.workload_id,)
     if target.machine is not None:  # whichever node does it: what has this name on the platform
         return target.machine.platform, target.machine.host, target.machine.name
     return node.pk, target.path

@@ -124,6 +124,10 @@ class Task(models.Model):
     requires = models.JSONField(default=list)  # labels its node must have, such as "node:<id>", "driver:files"
     shares = models.CharField(max_length=200, blank=True)  # gate held with others ("repository:<id>")
     excludes = models.CharField(max_length=200, blank=True)  # gate held alone
+    loads = models.CharField(
+        max_length=200, blank=True, db_index=True
+    )  # gate held by a few: a host ("load:<digest>") …
+    load_limit = models.ForeignKey(Platform, models.SET_NULL, null=True, related_name="+")  # … and who says how many
     priority = models.PositiveSmallIntegerField(default=50)
     available_at = models.DateTimeField(db_index=True)  # retries wait
     attempt = models.PositiveSmallIntegerField(default=0)

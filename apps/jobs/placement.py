@@ -5,7 +5,8 @@ Reads only. ``jobs.lease`` asks again under its locks before it hands a task out
 A task may start when its time has come, the step before it is done, its repository has been made, its node
 is fit (kind, labels, tenant, reach of the destination, clock, version, not paused, a free slot), and nobody
 holds its gate: tasks that ``shares`` a gate run together, one that ``excludes`` it runs alone. So that those who
-share cannot keep one out for ever who must be alone, newcomers let him pass after a while (``_let_pass``).
+share cannot keep one out for ever who must be alone, newcomers let him pass after a while (``_let_pass``). Of those
+that ``loads`` a host so many run as its platform allows.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db import connection
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from apps.inventory import presence
 from apps.inventory.models import Node, RepositoryState
@@ -75,7 +78,15 @@ def startable(node: Node, now: datetime) -> QuerySet[Task]:
     found = found.filter(Q(same_node=False) | Q(after__node=node))
     reach = Node.objects.filter(pk=node.pk, destinations=OuterRef("repository__destination"))
     found = found.filter(Q(repository=None) | Exists(reach))
-    return found.filter(~gate_is_busy())
+    return _with_room(found.filter(~gate_is_busy()))
+
+
+def _with_room(tasks: QuerySet[Task]) -> QuerySet[Task]:
+    """Those whose host takes one more. Counted over all tenants; how many is asked of the task's own platform. Who is
+    inside stays: a limit that is lowered, or a holder that comes back, ends nothing."""
+    inside = Task.objects.filter(state__in=ACTIVE, loads=OuterRef("loads")).order_by().values("loads")
+    held = Coalesce(Subquery(inside.annotate(count=Count("pk")).values("count")), 0)
+    return tasks.alias(held=held).filter(Q(loads="") | Q(load_limit=None) | Q(held__lt=F("load_limit__max_jobs")))
 
 
 def gate_is_busy() -> Exists:
@@ -131,7 +142,8 @@ def why_waiting(task: Task, now: datetime) -> str:
     """One sentence for the operator; "" when the task does not wait."""
     if task.state != State.QUEUED:
         return ""
-    return _own_reason(task, now) or _gate_reason(task, now) or _node_reason(task, now) or _("Starts in a moment.")
+    reasons = (_own_reason(task, now), _gate_reason(task, now), _load_reason(task), _node_reason(task, now))
+    return next((reason for reason in reasons if reason), _("Starts in a moment."))
 
 
 def _own_reason(task: Task, now: datetime) -> str:
@@ -156,12 +168,26 @@ def _gate_reason(task: Task, now: datetime) -> str:
     alone = Q(excludes__in=[gate for gate in (task.shares, task.excludes) if gate])
     together = Q(shares=task.excludes) if task.excludes else Q(pk__in=[])
     holder = Task.objects.filter(alone | together, state__in=ACTIVE).select_related("job").first()
+    if holder is not None and holder.job.tenant_id != task.job.tenant_id:
+        return _("Waits until another job on the same host is finished.")
     if holder is not None:
         return _("Waits until “%(job)s” is finished.") % {"job": holder.job.title}
     since = _let_pass(now).get(task.shares) if task.shares else None
     if since is not None and task.available_at > since:
         return _("Lets a job pass that has waited long to have the repository for itself.")
     return ""
+
+
+def _load_reason(task: Task) -> str:
+    if task.load_limit is None or _with_room(Task.objects.filter(pk=task.pk)).exists():
+        return ""
+    allowed = task.load_limit.max_jobs
+    words = ngettext(
+        "Waits: the platform “%(platform)s” allows %(n)d backup or restore on a host at a time.",
+        "Waits: the platform “%(platform)s” allows %(n)d backups and restores on a host at a time.",
+        allowed,
+    )
+    return words % {"platform": task.load_limit, "n": allowed}
 
 
 def _node_reason(task: Task, now: datetime) -> str:

@@ -23,6 +23,7 @@ from apps.inventory.models import Destination, Platform, Repository, RepositoryS
 from apps.jobs import building, expiry, lease, objectives
 from apps.jobs.models import OPEN, Job, JobKind, Task, Trigger
 from apps.jobs.restores import browse, copy_of, download, restore
+from apps.policies import commands
 from apps.policies.assignment import policy_of
 from apps.policies.models import Policy, Staging
 from node_agent.protocol import RestoreTarget, TaskKind
@@ -108,6 +109,13 @@ def refuse_unfit(workload: Workload, policy: Policy | None) -> None:
             % {"policy": policy},
             hint=_("Set “How” in the policy to “Store while reading”, or choose another policy."),
             code="no-staging",
+        )
+    if not commands.fit(policy, workload):
+        raise Conflict(
+            _("“%(name)s” has no hypervisor on which the commands of the policy “%(policy)s” could run.")
+            % {"policy": policy, **name},
+            hint=_("Let them run on the node, or choose a policy without them."),
+            code="no-hypervisor",
         )
     node = workload.platform.node
     if not policy.destination.nodes.filter(pk=node.pk).exists():

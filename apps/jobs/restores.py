@@ -50,6 +50,7 @@ def restore(
     _require_driver(point, target)
     if staging not in {"stream", "disk"}:
         raise Invalid(_("The staging must be stream or disk."))
+    platform = None
     if point.workload.platform.holds_machines:
         place, platform = machine_restores.clean(user, point, target)
         access.require(user, machine_restores.right(place), point)
@@ -67,8 +68,9 @@ def restore(
     with transaction.atomic():
         _must_stay(point)
         made, tasks = building.restore(
-            point, copy, there, place, timezone.now(), chosen=wanted, verify=verify, staging=staging, requested_by=user
-        )
+            point, copy, there, place, timezone.now(),
+            chosen=wanted, verify=verify, staging=staging, platform=platform, requested_by=user,
+        )  # fmt: skip
         lease.add(made, tasks)
         audit.record(
             user,

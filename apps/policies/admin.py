@@ -23,7 +23,7 @@ from apps.iam.admin_grants import GrantedAdmin
 from apps.iam.admin_scope import Empty, ScopedForm, ScopedInline, Verb
 from apps.inventory.models import MACHINES, Platform, Workload
 from apps.jobs import expiry, objectives, requests
-from apps.policies import rules, schedule
+from apps.policies import commands, rules, schedule
 from apps.policies.models import AssignmentRule, Policy, Schedule, Staging
 
 COVERED = 12
@@ -126,6 +126,24 @@ def _expire_counts(policy: Policy) -> str:
     )
 
 
+_COMMANDS = (
+    gettext_lazy("Commands around the snapshot"),
+    {
+        "fields": (
+            "command_before",
+            "command_after",
+            "command_where",
+            ("command_limit_s", "command_accepts"),
+            "command_on_error",
+        ),
+        "description": gettext_lazy(
+            "For applications that should be at rest when the snapshot is taken. Each command finds the machine's name "
+            "in BRS_MACHINE and its id in BRS_MACHINE_ID. What it prints is in the job's log. Owners set them."
+        ),
+    },
+)
+
+
 @admin.register(Policy)
 class PolicyAdmin(GrantedAdmin):
     form = PolicyForm
@@ -189,8 +207,19 @@ class PolicyAdmin(GrantedAdmin):
         return [*super().get_inlines(request, obj), *([RuleInline] if _has_machines(request) else [])]
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        sets = super().get_fieldsets(request, obj)
-        return [*sets, (_("Machines"), {"fields": ("backup_new",)})] if _has_machines(request) else sets
+        machines = (_("Machines"), {"fields": ("backup_new", "freeze", "freeze_limit_s")})
+        return [*super().get_fieldsets(request, obj), *([machines] if _has_machines(request) else []), _COMMANDS]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        fixed = super().get_readonly_fields(request, obj)
+        tenant = obj.tenant if obj is not None and not obj._state.adding else None
+        return [*fixed, *(() if commands.may_set(request.user, tenant) else commands.FIELDS)]
+
+    def save_model(self, request: HttpRequest, obj: Policy, form: forms.ModelForm, change: bool) -> None:
+        """Also for a tenant that is chosen with the form."""
+        before = Policy.objects.get(pk=obj.pk) if change else None
+        commands.require_right(request.user, obj.tenant, before, form.cleaned_data)
+        super().save_model(request, obj, form, change)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).annotate(covered=Count("assignments")).prefetch_related("schedules")

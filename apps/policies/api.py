@@ -26,7 +26,7 @@ from apps.inventory.models import Workload
 from apps.jobs import objectives, requests
 from apps.jobs.api_job import JobSerializer
 from apps.jobs.models import Job
-from apps.policies import retention, rules, schedule
+from apps.policies import commands, retention, rules, schedule
 from apps.policies.assignment import retention_of, rule_of
 from apps.policies.models import AssignmentRule, Policy, RuleBy, Schedule
 
@@ -95,6 +95,9 @@ class PolicySerializer(ScopedSerializer):
             "bandwidth_mib_s",
             *(f"keep_{name}" for name in KEEPS),
             "backup_new",
+            "freeze",
+            "freeze_limit_s",
+            *commands.FIELDS,
             "schedules",
             "rules",
             "workloads",
@@ -109,6 +112,8 @@ class PolicySerializer(ScopedSerializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Cron lines and time zone are read as the planner will read them."""
         attrs = super().validate(attrs)
+        tenant = attrs.get("tenant") or self.instance.tenant
+        commands.require_right(self.context["request"].user, tenant, self.instance, attrs)
         zone = attrs.get("time_zone") or getattr(self.instance, "time_zone", "UTC")
         lines = [row.get("cron", Schedule._meta.get_field("cron").default) for row in attrs.get("schedules", ())]
         if "time_zone" in attrs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar
 
-from django.core.validators import MaxValueValidator
+from django.core.validators import MaxLengthValidator, MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -16,6 +16,23 @@ from apps.inventory.models import Destination, Workload
 class Staging(models.TextChoices):
     STREAM = "stream", _("Stream: Store reads what Export opened")
     DISK = "disk", _("Disk: Export copies to the node's staging space first")
+
+
+class CommandsWhere(models.TextChoices):
+    HOST = "host", _("On the machine's hypervisor, over SSH")
+    NODE = "node", _("On the node; its node.toml must list the program")
+
+
+class CommandsOnError(models.TextChoices):
+    FAIL = "fail", _("The backup fails")
+    GO_ON = "go-on", _("The backup goes on; its point is partial")
+
+
+class PolicyFreeze(models.TextChoices):
+    OWN = "", _("As each machine's page says")
+    NO = "no", _("Never")
+    TRY = "try", _("If its agent answers (else as after a power cut)")
+    REQUIRE = "require", _("Always; without an agent there is no backup")
 
 
 class Policy(models.Model):
@@ -53,6 +70,42 @@ class Policy(models.Model):
         _("back up new machines at once"),
         default=False,
         help_text=_("A machine that a rule brings here and that has no backup yet gets its first one right away."),
+    )
+    freeze = models.CharField(
+        _("hold the guests' file systems"), max_length=10, choices=PolicyFreeze.choices, blank=True, default=""
+    )
+    freeze_limit_s = models.PositiveSmallIntegerField(
+        _("for at most (seconds)"),
+        default=10,
+        validators=[MinValueValidator(1), MaxValueValidator(600)],
+        help_text=_("Then the hypervisor lets go of them, whatever becomes of the node."),
+    )
+    command_before = models.TextField(
+        _("command before"), blank=True, validators=[MaxLengthValidator(4000)],
+        help_text=_("Run right before the snapshot is taken, for example to hold a database."),
+    )  # fmt: skip
+    command_after = models.TextField(
+        _("command after"), blank=True, validators=[MaxLengthValidator(4000)],
+        help_text=_("Run as soon as the snapshot is there; also when the backup failed or was cancelled."),
+    )  # fmt: skip
+    command_where = models.CharField(
+        _("they run"), max_length=10, choices=CommandsWhere.choices, default=CommandsWhere.HOST
+    )
+    command_limit_s = models.PositiveSmallIntegerField(
+        _("time limit (seconds)"), default=300, validators=[MinValueValidator(1), MaxValueValidator(3600)],
+        help_text=_("For each command; then it is ended, and has failed."),
+    )  # fmt: skip
+    command_accepts = models.CharField(
+        _("accepted exit codes"), max_length=100, default="0",
+        validators=[
+            RegexValidator(
+                r"^\d{1,3}(\s*,\s*\d{1,3}){0,20}\Z", _("Write numbers with commas between them, such as 0, 3.")
+            )
+        ],
+        help_text=_("Every other one is a failure."),
+    )  # fmt: skip
+    command_on_error = models.CharField(
+        _("when a command fails"), max_length=10, choices=CommandsOnError.choices, default=CommandsOnError.FAIL
     )
     keep_last = models.PositiveIntegerField(_("last"), default=7)
     keep_hourly = models.PositiveIntegerField(_("hourly"), default=0)

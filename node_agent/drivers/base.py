@@ -26,7 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from node_agent.errors import BrsError
+from node_agent.errors import BrsError, SourceError
 from node_agent.guard import Guard
 from node_agent.items import Extent, Issue, TrackingBase
 
@@ -195,8 +195,25 @@ class MachineRequest:
     leave_out: frozenset[str] = frozenset()  # names of disks that the user does not want
     freeze: Freeze = Freeze.TRY
     freeze_limit_s: int = 10
-    before: str = ""  # commands, run where the driver says
-    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command came to: its exit status, and the end of what it printed."""
+
+    code: int
+    output: str
+    in_time: bool = True  # False: it was ended because its time was over
+
+
+class Around(Protocol):
+    """Two commands around the instant of a backup. ``before`` has run. The other one runs when ``after`` is called,
+    or by itself when the block that this was made for is left, when this process dies, or after a while."""
+
+    before: Ran | None
+
+    def after(self) -> Ran | None:
+        """None where there is no such command. Called once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +264,13 @@ class MachinePlatform(ABC):
     @abstractmethod
     def discover(self) -> Iterator[FoundMachine | Issue]:
         """What there is. An issue for a host that could not be asked: its machines are then not known to be gone."""
+
+    def around(
+        self, _wanted: MachineRequest, _before: str, _after: str, _limit_s: int, _check: Callable[[], None], /
+    ) -> AbstractContextManager[Around]:
+        """Run command lines where the machine lies, with ``BRS_MACHINE`` (its name) and ``BRS_MACHINE_ID`` in their
+        environment. ``check`` raises what stops the run, while ``before`` is waited for; each may take ``limit_s``."""
+        raise SourceError("On a platform of this kind no commands can be run.", hint="Run them on the node.")
 
     @abstractmethod
     def open(self, wanted: MachineRequest, previous: Previous | None) -> AbstractContextManager[Machine]:

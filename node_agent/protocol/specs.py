@@ -38,6 +38,7 @@ class PlatformAccess(Wire):
     options: dict[str, str] = {}
     secrets: dict[str, str] = Field(default={}, repr=False)
     host_keys: dict[str, str] = {}
+    bandwidth_bytes_s: int = 0  # of each host, over all tasks of the node; 0: no limit
 
 
 class ProbeSpec(Wire):
@@ -71,8 +72,17 @@ class MachineSource(Wire):
     leave_out: list[str] = []  # names of disks
     freeze: Literal["no", "try", "require"] = "try"
     freeze_limit_s: int = Field(default=10, ge=1, le=600)
-    before: str = ""  # commands
-    after: str = ""
+
+
+class Commands(Wire):
+    """Command lines around the instant of a backup: once ``before`` has begun, ``after`` runs, whatever happens."""
+
+    where: Literal["host", "node"] = "host"  # the machine's hypervisor, by a shell there; or the node, without one
+    before: str = Field(default="", max_length=4000)
+    after: str = Field(default="", max_length=4000)
+    limit_s: int = Field(default=300, ge=1, le=3600)  # for each
+    exit_codes: list[int] = [0]
+    on_error: Literal["fail", "go-on"] = "fail"  # go-on: the point is partial, with the reason
 
 
 class BackupSource(Wire):
@@ -101,6 +111,7 @@ class BackupSpec(Wire):
     staging: str = ""  # STORE: name of the staged export on this node
     bandwidth_bytes_s: int = 0
     platform: PlatformAccess | None = None
+    commands: Commands | None = None
 
 
 class ExportSpec(Wire):
@@ -109,6 +120,7 @@ class ExportSpec(Wire):
     workload_name: str
     source: BackupSource
     staging: str
+    commands: Commands | None = None
 
 
 class MachineTarget(Wire):

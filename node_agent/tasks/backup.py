@@ -24,6 +24,7 @@ from node_agent.repository.publish import BackupResult as Stored
 from node_agent.repository.repository import Repository
 from node_agent.repository.snapshot import Snapshot, find_snapshot, list_snapshots
 from node_agent.repository.tree import load_tree, walk
+from node_agent.tasks.commands import around
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.directories import send_directories
 from node_agent.tasks.opening import open_repository
@@ -40,7 +41,7 @@ def run(context: TaskContext, spec: BackupSpec) -> BackupResult:
     with open_repository(context, spec.repository, bandwidth_bytes_s=spec.bandwidth_bytes_s) as (repo, lock):
         result = adopted(context, repo, spec)
         if result is None:
-            with driver.open(spec.source.paths, format=spec.source.format) as source:
+            with around(context, spec), driver.open(spec.source.paths, format=spec.source.format) as source:
                 result = store(context, spec, repo, lock, source, context.utc())
         tell_directories(context, spec, repo, result.tree_id)
     return result

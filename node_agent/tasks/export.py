@@ -12,6 +12,7 @@ from node_agent.errors import SourceError
 from node_agent.items import Extent, Issue
 from node_agent.protocol import ExportResult, ExportSpec
 from node_agent.repository.excludes import Excludes
+from node_agent.tasks.commands import around
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.sources import driver_for
 from node_agent.tasks.staging import Facts, Staged, require_space, used_bytes
@@ -36,7 +37,7 @@ def run(context: TaskContext, spec: ExportSpec) -> ExportResult:
 
 def _export(context: TaskContext, spec: ExportSpec, staged: Staged) -> Facts:
     driver = driver_for(spec.source.driver, context.guard)
-    with driver.open(spec.source.paths, format=spec.source.format) as source:
+    with around(context, spec), driver.open(spec.source.paths, format=spec.source.format) as source:
         facts = Facts(str(context.task_id), driver.name, list(spec.source.paths), context.now())
         with staged.filling():
             if isinstance(source, Disk):

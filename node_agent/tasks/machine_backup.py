@@ -7,17 +7,25 @@ from datetime import UTC, datetime
 
 from node_agent.drivers.base import Consistency, Freeze, Machine, MachineRequest
 from node_agent.errors import BrsError, LeaseLost, RefusedError, SourceError
-from node_agent.items import Issue, Severity
+from node_agent.items import Issue, Severity, printable
 from node_agent.protocol import BackupResult, BackupSpec
 from node_agent.repository.image import ImageBackup, backup_images
 from node_agent.repository.lock import Lock
 from node_agent.repository.repository import Repository
 from node_agent.tasks.backup import adopted, tags_of, tell_directories, usable_parent
+from node_agent.tasks.commands import around
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.machine_files import FACTS, facts_of, previous
 from node_agent.tasks.opening import open_repository
 from node_agent.tasks.sources import platform_for
+from node_agent.tasks.throttle import pace_of, paced_disk
 
+_CONSISTENT = {
+    Consistency.APPLICATION: "They are of one instant, at which the guest's file systems were held.",
+    Consistency.CRASH: "They are of one instant, as after a power cut.",
+    Consistency.STOPPED: "The machine does not run.",
+    Consistency.NONE: "They are not of one instant.",
+}
 _NOT_ONE_INSTANT = "The disks are not of one instant: between them this point may not fit together."
 
 
@@ -31,8 +39,10 @@ def run(context: TaskContext, spec: BackupSpec) -> BackupResult:
         if result is None:
             parent = usable_parent(context, repo, spec)
             before = previous(repo, parent, spec.host, spec.snapshot_paths, context.progress)
-            with platform.open(_request(spec, repo.id[:8]), before) as machine:
-                result = _store(context, spec, repo, lock, machine, parent)
+            request = _request(spec, repo.id[:8])
+            with around(context, spec, platform, request) as taken, platform.open(request, before) as machine:
+                taken()
+                result = _store(context, spec, repo, lock, _paced(context, spec, machine), parent)
                 _acknowledge(context, machine)
         tell_directories(context, spec, repo, result.tree_id)
     return result
@@ -49,8 +59,6 @@ def _request(spec: BackupSpec, mark: str) -> MachineRequest:
         leave_out=frozenset(wanted.leave_out),
         freeze=Freeze(wanted.freeze),
         freeze_limit_s=wanted.freeze_limit_s,
-        before=wanted.before,
-        after=wanted.after,
     )
 
 
@@ -72,6 +80,7 @@ def _store(
     else:
         said = f"Consistency of the disks: {machine.consistency}."
         context.issues.add(Issue(spec.workload_name, "consistency", said, Severity.NOTE))
+    context.info(f"Opened: {_listed(machine)}. {_CONSISTENT[machine.consistency]}")
     context.progress.set(parts=tuple((name, disk.content.size) for name, disk in machine.disks.items()))
     context.phase("store")
     instant = datetime.fromtimestamp(machine.instant, UTC)
@@ -111,6 +120,24 @@ def _store(
         started_age_s=max(0.0, context.now() - machine.instant),
         block_size=stored.block_size or 0,
     )
+
+
+def _paced(context: TaskContext, spec: BackupSpec, machine: Machine) -> Machine:
+    assert spec.platform is not None and spec.source.machine is not None
+    pace = pace_of(spec.platform, spec.source.machine.host)
+    disks = {name: paced_disk(disk, pace, context.progress.check) for name, disk in machine.disks.items()}
+    return replace(machine, disks=disks)
+
+
+def _listed(machine: Machine) -> str:
+    """Each disk, and how much of it is read."""
+    said = []
+    for name, disk in machine.disks.items():
+        changed = (
+            "all of it" if disk.changes is None else f"{sum(e.length for e in disk.changes.extents) >> 10} KiB changed"
+        )
+        said.append(f"{printable(name)} ({changed})")
+    return ", ".join(said)
 
 
 def _wanted(machine: Machine, leave_out: frozenset[str]) -> Machine:

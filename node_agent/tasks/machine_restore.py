@@ -19,6 +19,7 @@ from node_agent.tasks.machine_files import FACTS, SUFFIX, small_files
 from node_agent.tasks.opening import open_for_reading
 from node_agent.tasks.restore import snapshot_path
 from node_agent.tasks.sources import platform_for
+from node_agent.tasks.throttle import pace_of, paced_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,19 @@ def run(context: TaskContext, spec: RestoreSpec) -> RestoreResult:
             total_files=len(disks),
         )
         with RandomAccess(repo) as access:
+            pace = pace_of(spec.platform, spec.target.machine.host)
             readers: dict[str, DiskReader] = {
-                disk.name: access.open(snapshot.id, b"/" + DISKS + b"/" + disk.node.name) for disk in disks
+                disk.name: paced_reader(
+                    access.open(snapshot.id, b"/" + DISKS + b"/" + disk.node.name), pace, context.progress.check
+                )
+                for disk in disks
             }
             metadata = {name: data for name, data in files.items() if name != FACTS}
             done = platform.restore(_order(spec, list(readers)), metadata, readers, _ticking(context))
     for note in done.notes:
         context.issues.add(Issue(spec.workload_name, "import-note", note, Severity.NOTE))
         context.warn(note)
+    context.info(f"There is now: {printable(done.what)}.")
     written = context.progress.counters.done_bytes
     return RestoreResult(files=len(disks), bytes_written=written, target=printable(done.what))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import paramiko
 
 from node_agent.drivers.base import (
+    Around,
     DiskReader,
     Finding,
     FoundDisk,
@@ -23,10 +24,11 @@ from node_agent.drivers.base import (
 )
 from node_agent.drivers.libvirt import BackupRequest, HostAccess, ImportRequest, LibvirtHost
 from node_agent.drivers.libvirt.access import Limits
+from node_agent.drivers.libvirt.commands import commands_on
 from node_agent.drivers.libvirt.errors import HypervisorUnreachable, MachineMissing
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm, machines
-from node_agent.errors import BrsError, RefusedError, SourceError
+from node_agent.errors import BrsError, RefusedError
 from node_agent.items import Issue
 from node_agent.protocol import PlatformAccess
 from node_agent.ssh_trust import SILENT, quick_transport
@@ -107,11 +109,15 @@ class KvmPlatform(MachinePlatform):
                 yield _found(vm, address, sizes)
 
     @contextmanager
+    def around(
+        self, wanted: MachineRequest, before: str, after: str, limit_s: int, check: Callable[[], None], /
+    ) -> Iterator[Around]:
+        access = self._host_of(wanted).access
+        with commands_on(access, wanted.id, wanted.name, before, after, limit_s, check) as held:
+            yield held
+
+    @contextmanager
     def open(self, wanted: MachineRequest, previous: Previous | None) -> Iterator[Machine]:
-        if wanted.before or wanted.after:
-            raise SourceError(
-                "Commands before and after a backup cannot be run for machines of a KVM host yet.", hint="Remove them."
-            )
         request = BackupRequest(
             machine=wanted.id,
             mark=wanted.mark,

@@ -53,7 +53,9 @@
         if (!now || now.innerHTML === old.innerHTML) return;
         if (old.contains(document.activeElement) && old.matches("[data-live-keep-focus]")) return;
         const scrolled = [...old.querySelectorAll("[data-keep-scroll]")].map((box) => [box.id, box.scrollTop, atEnd(box)]);
+        const opened = [...old.querySelectorAll("details[id][open]")].map((one) => one.id);
         old.replaceChildren(...now.childNodes);
+        opened.forEach((id) => { const one = document.getElementById(id); if (one) one.open = true; });
         scrolled.forEach(([id, top, end]) => {
           const box = document.getElementById(id);
           if (box) box.scrollTop = end ? box.scrollHeight : top;

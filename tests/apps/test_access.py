@@ -21,7 +21,7 @@ def test_each_role_has_its_rights_and_no_more(world: World) -> None:
     expected = {
         world.viewer: {Right.VIEW},
         world.operator: {Right.VIEW, Right.OPERATE, Right.RESTORE_ELSEWHERE, Right.DOWNLOAD},
-        world.admin: set(Right) - {Right.MEMBERS, Right.READ_KIT},
+        world.admin: set(Right) - {Right.MEMBERS, Right.READ_KIT, Right.COMMANDS},
         world.owner: set(Right),
         world.root: set(Right),
         world.stranger: set(),

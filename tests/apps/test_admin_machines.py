@@ -129,6 +129,14 @@ def test_the_platforms_page_shows_machines_and_how_they_are_protected(client, wo
     assert signed_in(world.stranger).post(look).status_code == 404
 
 
+def test_a_look_that_is_under_way_is_shown_instead_of_another(client, world, kvm):
+    Platform.objects.update(tested_at="2026-01-01T00:00Z", problem="")
+    running = requests.discover(world.owner, kvm)
+    answer = client.post(reverse("admin:inventory_platform_do", args=[kvm.pk, "discover"]))
+    assert answer.status_code == 302 and str(running.pk) in answer["Location"]
+    assert Job.objects.filter(kind=JobKind.DISCOVER).count() == 1
+
+
 def test_a_machines_page_chooses_its_disks(client, world, kvm):
     find(world.alpha, kvm, [machine(1)])
     vm = workload(kvm)

@@ -13,6 +13,7 @@ from node_agent.protocol import (
     BackupResult,
     BackupSource,
     BackupSpec,
+    Commands,
     DiscoverSpec,
     InitSpec,
     MachineFacts,
@@ -27,9 +28,14 @@ from node_agent.protocol import (
     RestoreSpec,
     RestoreTarget,
 )
+from node_agent.repository.backend import open_backend
 from node_agent.repository.lock import LockHolder
+from node_agent.repository.random_access import RandomAccess
+from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.dispatch import perform
+
+STEP = 8 << 20
 
 
 class Outlet:
@@ -80,7 +86,9 @@ class Bench:
         assert self.perform(DiscoverSpec(platform=self.access)).whole
         return {machine.name: machine for machine in self.outlet.machines}
 
-    def back_up(self, machine: MachineFacts, parent: BackupResult | None = None) -> BackupResult:
+    def back_up(
+        self, machine: MachineFacts, parent: BackupResult | None = None, commands: Commands | None = None
+    ) -> BackupResult:
         spec = BackupSpec(
             workload=uuid4(),
             workload_name=machine.name,
@@ -96,11 +104,23 @@ class Bench:
             tags=[],
             parent=Parent(snapshot_id=parent.snapshot_id, tree_id=parent.tree_id) if parent else None,
             platform=self.access,
+            commands=commands,
         )
         done = self.perform(spec)
         assert isinstance(done, BackupResult)
         assert self.issues.left_out == 0, self.issues.items
         return done
+
+    def content(self, point: BackupResult, disk: str) -> bytes:
+        """Of the disk in the repository."""
+        where = self.repository
+        with Repository.open(open_backend(where.url), where.password) as repo, repo.lock():
+            repo.load_index()
+            with RandomAccess(repo) as access:
+                reader = access.open(point.snapshot_id, f"/disks/{disk}.raw".encode())
+                return b"".join(
+                    reader.read(offset, min(STEP, reader.size - offset)) for offset in range(0, reader.size, STEP)
+                )
 
     def restore(self, machine: MachineFacts, point: BackupResult, order: MachineTarget) -> RestoreResult:
         target = RestoreTarget(driver=self.access.kind, path="", format="", machine=order)

@@ -64,6 +64,8 @@ def _names(part: str) -> list[str]:
 
 TOLD = {field_name(name): name for part in ("secrets", "options") for name in _names(part)}
 MACHINE_FIELDS = ["addresses_text", "login", *TOLD, "discover_every_hours"]
+LOAD_FIELDS = ["max_jobs", "bandwidth_mib_s"]
+WITH_DEFAULT = ("discover_every_hours", *LOAD_FIELDS)
 
 
 def _lines(text: str) -> list[str]:
@@ -72,26 +74,30 @@ def _lines(text: str) -> list[str]:
 
 class PlatformForm(ScopedForm):
     addresses_text = forms.CharField(
-        label=gettext_lazy("Addresses"), required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2})
+        label=gettext_lazy("Addresses"),
+        required=False,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+        help_text=gettext_lazy("One a line: a host, or host:port. Several hosts are one platform."),
     )
 
     class Meta:
         model = Platform
-        fields = ["tenant", "name", "kind", "node", "login", "discover_every_hours"]
+        fields = ["tenant", "name", "kind", "node", "login", *WITH_DEFAULT]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "addresses_text" not in self.fields or "discover_every_hours" not in self.fields:
             return  # somebody who may only look
         if not self.instance._state.adding:
-            for name in set(MACHINE_FIELDS) - set(_of(self.instance.kind)):
+            for name in {*MACHINE_FIELDS} - {*_of(self.instance.kind)}:
                 del self.fields[name]
             if "kind" in self.fields:  # a field still, since what is shown beside it looks at it
                 choices = [(self.instance.kind, self.instance.get_kind_display())]
                 self.fields["kind"].choices = self.fields["kind"].widget.choices = choices
                 self.fields["kind"].disabled = True
         self.fields["addresses_text"].initial = "\n".join(self.instance.addresses)
-        self.fields["discover_every_hours"].required = False
+        for name in WITH_DEFAULT:
+            self.fields[name].required = False
         for name in _names("options"):
             if field_name(name) in self.fields:
                 self.fields[field_name(name)].initial = (self.instance.options or {}).get(name, "")
@@ -104,8 +110,9 @@ class PlatformForm(ScopedForm):
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
         kind = self.cleaned_data.get("kind") or self.instance.kind
-        if self.cleaned_data.get("discover_every_hours", 0) is None:
-            self.cleaned_data["discover_every_hours"] = self.instance.discover_every_hours
+        for name in WITH_DEFAULT:
+            if self.cleaned_data.get(name, 0) is None:
+                self.cleaned_data[name] = getattr(self.instance, name)
         self.secrets: dict[str, str] = {}
         self.told: dict[str, Any] = {}
         if kind in MACHINES and "addresses_text" in self.fields:
@@ -179,6 +186,12 @@ def _confirm(request: HttpRequest, platform: Platform, data: dict[str, Any]) -> 
     return requests.test_platform(request.user, platform)
 
 
+def _look(request: HttpRequest, platform: Platform, _data: dict[str, Any]) -> Job:
+    """The look that is under way, such as the first one that follows a test by itself, is as good as another."""
+    running = Job.objects.filter(platform=platform, kind=JobKind.DISCOVER, state__in=OPEN).first()
+    return running or requests.discover(request.user, platform)
+
+
 @admin.register(Platform)
 class PlatformAdmin(GrantedAdmin):
     form = PlatformForm
@@ -198,8 +211,9 @@ class PlatformAdmin(GrantedAdmin):
     fieldsets: ClassVar = [
         (None, {"fields": ["tenant", "name", "kind", "node"]}),
         (gettext_lazy("How it is reached"), {"fields": MACHINE_FIELDS}),
+        (gettext_lazy("How much it may be burdened"), {"fields": LOAD_FIELDS}),
     ]
-    conditional_fields: ClassVar = {name: _shown_for(name) for name in MACHINE_FIELDS}
+    conditional_fields: ClassVar = {name: _shown_for(name) for name in (*MACHINE_FIELDS, *LOAD_FIELDS)}
     change_form_template = "brs/platform.html"
     add_form_template = "brs/platform_add.html"
     verbs: ClassVar = {
@@ -221,7 +235,7 @@ class PlatformAdmin(GrantedAdmin):
             icon="search",
             right=Right.OPERATE,
             primary=True,
-            run=lambda request, platform, _data: requests.discover(request.user, platform),
+            run=_look,
             question=gettext_lazy("The node asks the platform what machines there are. Nothing is changed there."),
             when=lambda platform: platform.holds_machines and bool(platform.tested_at) and not platform.problem,
         ),
@@ -246,7 +260,7 @@ class PlatformAdmin(GrantedAdmin):
         machines = obj.holds_machines if obj is not None else bool(self._offered(request))
         may = self.has_change_permission(request, obj) if obj is not None else True
         if obj is not None and machines and may:
-            return [self.fieldsets[0], (_("How it is reached"), {"fields": _of(obj.kind)})]
+            return [self.fieldsets[0], (_("How it is reached"), {"fields": _of(obj.kind)}), self.fieldsets[2]]
         return self.fieldsets if machines and may else self.fieldsets[:1]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
@@ -313,6 +327,8 @@ class PlatformAdmin(GrantedAdmin):
             "unconfirmed": [(one, fingerprint(key)) for one, key in platforms.unconfirmed(obj).items()],
             "confirmed": [(one, fingerprint(key)) for one, key in obj.host_keys.items() if one in obj.addresses],
             "looking": jobs.filter(kind=JobKind.DISCOVER, state__in=OPEN).first(),
+            "told": [(LABELS.get(name, name).split(" (")[0], value) for name, value in (obj.options or {}).items()],
+            "secrets": [LABELS.get(name, name) for name in obj.secret_names],
             "subtitle": obj.get_kind_display(),
         }
 
@@ -342,5 +358,6 @@ def _checks(test: Job | None) -> list[dict[str, Any]]:
 
 def platform_state(platform: Platform) -> str:
     if platform.problem:
-        return "problem"
+        first = platforms.unconfirmed(platform).keys().isdisjoint(platform.host_keys)
+        return "confirm" if platforms.unconfirmed(platform) and first else "problem"
     return "fine" if platform.tested_at else "untested"

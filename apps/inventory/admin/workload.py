@@ -324,7 +324,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         if obj is not None and not self.has_change_permission(request, obj):
             return ((None, {"fields": ("name", "source")}),)
         if obj is not None and obj.platform.holds_machines:
-            return ((None, {"fields": ("name", "policy", "disks", ("freeze", "freeze_limit_s"))}),)
+            return ((None, {"fields": ("name", "policy", "disks", "freeze", "freeze_limit_s")}),)
         return super().get_fieldsets(request, obj)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:

@@ -65,6 +65,8 @@ class PlatformSerializer(ScopedSerializer):
             "problem",
             "tested_at",
             "discover_every_hours",
+            "max_jobs",
+            "bandwidth_mib_s",
             "discovered_at",
             "discovery_problem",
             "created_at",

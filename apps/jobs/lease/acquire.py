@@ -180,7 +180,7 @@ def _take(node: Node, task: Task, request: LeaseRequest, now: datetime) -> bool:
 
 def lock_gates(task: Task) -> None:
     """Whoever wants to start (or resume) a task of these gates waits here for his turn, always in one order."""
-    keys = sorted({key for key in (task.shares, task.excludes) if key})
+    keys = sorted({key for key in (task.shares, task.excludes, task.loads) if key})
     if not keys:
         return
     if Gate.objects.filter(pk__in=keys).count() < len(keys):

@@ -37,7 +37,7 @@ def add(job: Job, tasks: Sequence[Task]) -> bool:
         if Job.objects.filter(Q(pk=job.pk) | Q(dedupe_key=job.dedupe_key, dedupe_key__isnull=False)).exists():
             return False
         raise
-    gates = sorted({gate for task in tasks for gate in (task.shares, task.excludes) if gate})
+    gates = sorted({gate for task in tasks for gate in (task.shares, task.excludes, task.loads) if gate})
     Gate.objects.bulk_create([Gate(key=gate) for gate in gates], ignore_conflicts=True)
     publish.work(job.tenant_id, _only_node(tasks))
     publish.job_changed(job.pk, job.tenant_id)

@@ -16,6 +16,8 @@ from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreach
 from node_agent.drivers.libvirt.ssh import Connection, Result
 from node_agent.items import printable
 
+# For what works for long over there: the machines go first. Without ionice (or rights for it) it works all the same.
+GENTLY = "nice -n 10 $(command -v ionice >/dev/null && echo ionice -c 2 -n 7)"
 _MISSING = ("Domain not found", "failed to get domain", "no domain with matching")
 _NO_LIBVIRT = ("failed to connect to the hypervisor", "End of file while reading data", "client socket is closed")
 _BUSY = ("cannot acquire state change lock", "another", "job is already", "already active", "a different job")

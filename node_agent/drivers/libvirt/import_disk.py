@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from node_agent.drivers.base import DiskReader
-from node_agent.drivers.libvirt.host import Host
+from node_agent.drivers.libvirt.host import GENTLY, Host
 from node_agent.drivers.libvirt.pull import no_way
 from node_agent.drivers.libvirt.tunnel import tunnel
 from node_agent.drivers.nbd import NbdClient, NbdError
@@ -31,7 +31,7 @@ def write_disk(
         f"--pid-file={folder}/import.pid", "--export-name=disk", path,
     ])  # fmt: skip
     create = shlex.join(["qemu-img", "create", "-q", "-f", format, path, str(reader.size)])
-    host.shell(f"umask 077; rm -f {shlex.quote(socket)}; {create} && {serve} </dev/null >/dev/null")
+    host.shell(f"umask 077; rm -f {shlex.quote(socket)}; {create} && {GENTLY} {serve} </dev/null >/dev/null")
     with tunnel(host.connection, socket) as through:
         client = NbdClient(through.path, "disk", ())
         try:

@@ -60,17 +60,9 @@ class Connection:
         return Result(code, out.decode("utf-8", "replace"), errors.decode("utf-8", "replace"))
 
     def run_bytes(self, script: str, *, given: bytes = b"", timeout_s: float = 120.0) -> tuple[int, bytes, bytes]:
-        self.connect()
-        client = self._client
-        assert client is not None
         try:
-            transport = client.get_transport()
-            if transport is None or not transport.is_active():
-                raise EOFError("the connection was lost")
-            channel = transport.open_session(timeout=_CONNECT_S)
+            channel = self._begun(script, timeout_s)
             try:
-                channel.settimeout(timeout_s)
-                channel.exec_command(f"exec /bin/sh -c {shlex.quote(script)}")  # whatever the login shell is
                 return _conversation(channel, given, timeout_s)
             finally:
                 channel.close()
@@ -81,6 +73,29 @@ class Connection:
             ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise HypervisorUnreachable(f"The connection to {self.access.shown} was lost: {error}.") from error
+
+    def begin(self, script: str) -> paramiko.Channel:
+        """A script that goes on: its input stays open, its output is the caller's to read. Raises like :meth:`run`."""
+        try:
+            return self._begun(script, _CONNECT_S)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise HypervisorUnreachable(f"The connection to {self.access.shown} was lost: {error}.") from error
+
+    def _begun(self, script: str, timeout_s: float) -> paramiko.Channel:
+        self.connect()
+        client = self._client
+        assert client is not None
+        transport = client.get_transport()
+        if transport is None or not transport.is_active():
+            raise EOFError("the connection was lost")
+        channel = transport.open_session(timeout=_CONNECT_S)
+        try:
+            channel.settimeout(timeout_s)
+            channel.exec_command(f"exec /bin/sh -c {shlex.quote(script)}")  # whatever the login shell is
+        except BaseException:
+            channel.close()
+            raise
+        return channel
 
     def _logged_in(self) -> paramiko.SSHClient:
         client = paramiko.SSHClient()

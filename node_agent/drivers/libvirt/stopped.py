@@ -17,7 +17,7 @@ from typing import Any
 
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
 from node_agent.drivers.libvirt.errors import HypervisorError, MachineMoved
-from node_agent.drivers.libvirt.host import Host
+from node_agent.drivers.libvirt.host import GENTLY, Host
 from node_agent.drivers.libvirt.inventory import Vm, VmDisk
 from node_agent.drivers.libvirt.pull import connect
 from node_agent.drivers.libvirt.run_folder import RunFolder
@@ -130,5 +130,5 @@ def _serve(host: Host, folder: RunFolder, disk: VmDisk, chain: Sequence[tuple[st
     ]  # fmt: skip
     if bitmap:
         words.append(f"--bitmap={bitmap}")
-    host.shell(f"{shlex.join([*words, _address(disk, chain)])} </dev/null >/dev/null")
+    host.shell(f"{GENTLY} {shlex.join([*words, _address(disk, chain)])} </dev/null >/dev/null")
     return socket
