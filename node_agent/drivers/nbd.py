@@ -94,7 +94,10 @@ class NbdClient:
 
     def connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(self.timeout_s)
+        # The kernel's own limits, not Python's, with which no call could wait for all of a block at once.
+        limit = struct.pack("ll", int(self.timeout_s), 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, limit)
         try:
             sock.connect(str(self.socket_path))
             self._sock = sock
@@ -351,7 +354,7 @@ class NbdClient:
         done = 0
         while done < len(view):
             try:
-                step = self._sock.recv_into(view[done:])
+                step = self._sock.recv_into(view[done:], 0, socket.MSG_WAITALL)
             except OSError as error:
                 raise NbdError(f"The image's server is gone: {error}.") from error
             if not step:
