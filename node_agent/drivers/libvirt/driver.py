@@ -327,6 +327,8 @@ def _finish(run: _Run, path: str) -> bool:
             tracking.drop_one(host, now, dropped)
         if kept in known:
             tracking.forget(host, vm.uuid, kept)
+    except MachineMissing:  # undefined, and stopped since: its job and its checkpoints went with it
+        return True
     except BrsError as error:
         logger.warning("%s: what the backup made is left for the next run to remove: %s", vm.name, error)
         return False

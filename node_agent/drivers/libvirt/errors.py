@@ -4,6 +4,7 @@ SourceError
 ├── HypervisorError             it refused a command, or lacks what is needed
 │   ├── HypervisorUnreachable   (retryable)
 │   ├── MachineBusy             another job runs on the machine (retryable)
+│   ├── JobLost                 libvirt was killed while a job began, and holds a job that it knows nothing of
 │   └── JobAborted              our own watchdog or libvirt ended the job while it was read (retryable)
 ├── SourceMissing
 │   └── MachineMissing
@@ -34,6 +35,15 @@ class MachineBusy(HypervisorError):
     retryable = True
     default_message = "Another job runs on the virtual machine."
     default_hint = "Wait until it has ended (virsh domjobinfo), or end it (virsh domjobabort)."
+
+
+class JobLost(HypervisorError):
+    code = "job-lost"
+    default_message = "libvirt was killed while a backup job began: it holds a job that it cannot end any more."
+    default_hint = (
+        "It is over when the machine stops. While it runs, libvirt's record of the job can be removed on the "
+        "hypervisor: docs/platform-kvm.md says how, under “A job that libvirt has lost”."
+    )
 
 
 class JobAborted(HypervisorError):

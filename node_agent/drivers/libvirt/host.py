@@ -12,7 +12,13 @@ import uuid
 from typing import Any
 
 from node_agent.drivers.libvirt.access import HostAccess
-from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy, MachineMissing
+from node_agent.drivers.libvirt.errors import (
+    HypervisorError,
+    HypervisorUnreachable,
+    JobLost,
+    MachineBusy,
+    MachineMissing,
+)
 from node_agent.drivers.libvirt.ssh import Connection, Result
 from node_agent.items import printable
 
@@ -20,6 +26,7 @@ from node_agent.items import printable
 GENTLY = "nice -n 10 $(command -v ionice >/dev/null && echo ionice -c 2 -n 7)"
 _MISSING = ("Domain not found", "failed to get domain", "no domain with matching")
 _NO_LIBVIRT = ("failed to connect to the hypervisor", "End of file while reading data", "client socket is closed")
+_LOST = ("backup job data missing", "held by monitor=init-")
 _BUSY = ("cannot acquire state change lock", "another", "job is already", "already active", "a different job")
 
 
@@ -89,6 +96,8 @@ def refusal(what: str, result: Result) -> HypervisorError | MachineMissing:
     text = printable(" ".join(lines))[-600:] or f"it ended {result.code}"
     if any(sign in text for sign in _MISSING):
         return MachineMissing(f"The hypervisor has no such virtual machine: {text}")
+    if any(sign in text for sign in _LOST):
+        return JobLost()
     if any(sign in text for sign in _NO_LIBVIRT):
         return HypervisorUnreachable(
             f"libvirt on the hypervisor does not answer: {text}", hint="Look whether libvirtd runs there, and its log."

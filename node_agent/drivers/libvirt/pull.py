@@ -7,6 +7,7 @@ watchdog ends it when space or time run out.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from node_agent.drivers.libvirt.access import BackupRequest
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
-from node_agent.drivers.libvirt.errors import HypervisorError
+from node_agent.drivers.libvirt.errors import HypervisorError, MachineBusy
 from node_agent.drivers.libvirt.freeze import Begun, begin
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm
@@ -36,10 +37,18 @@ class Plan:
 
 
 def begin_job(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, plan: Plan) -> Begun:
+    _refuse_other_jobs(host, vm)
     files = {"backup.xml": _backup_xml(vm, folder, plan)}
     if plan.tracked:
         files["checkpoint.xml"] = checkpoint_xml(plan.checkpoint, vm.protected, plan.tracked)
     return begin(host, vm, request, folder, host.virsh_words("backup-begin", vm.uuid, *folder.write(files)))
+
+
+def _refuse_other_jobs(host: Host, vm: Vm) -> None:
+    """Before the guest is frozen: libvirt would wait for the other job's end for half a minute, and then refuse."""
+    told = host.virsh("domjobinfo", vm.uuid)
+    if not re.search(r"Job type: *None", told):
+        raise MachineBusy(f"Another job runs on {vm.name}: {' '.join(told.split())[:200]}")
 
 
 def _backup_xml(vm: Vm, folder: RunFolder, plan: Plan) -> str:
