@@ -26,7 +26,8 @@ TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromiu
 LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common rbd:ceph-common radosgw:radosgw restic:restic \
                 libvirtd:libvirt-daemon-system virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
                 sshd:openssh-server ssh:openssh-client busybox:busybox-static cpio:cpio syslinux:syslinux mcopy:mtools \
-                /usr/lib/syslinux/mbr/mbr.bin:syslinux-common mke2fs:e2fsprogs sfdisk:fdisk setfacl:acl openssl:openssl
+                /usr/lib/syslinux/mbr/mbr.bin:syslinux-common mke2fs:e2fsprogs sfdisk:fdisk setfacl:acl openssl:openssl \
+                swtpm:swtpm swtpm_setup:swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf virtnbdbackup:virtnbdbackup nbdcopy:libnbd-bin
 
 .PHONY: help demo run test test-postgres test-lab check lint format bench soak clean
 help:

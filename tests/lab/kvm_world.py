@@ -16,10 +16,11 @@ from node_agent.drivers.libvirt import BackupRequest, HostAccess, ImportRequest,
 from node_agent.drivers.libvirt.import_ import Imported
 from node_agent.items import Issue, Issues, TrackingBase
 from node_agent.repository.image import Comparison, ImageBackup
+from node_agent.repository.lock import LockHolder
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.random_access import RandomAccess
 from tests.lab.libvirt import Guest, Lab, _run
-from tests.repository.core_world import new_repo
+from tests.repository.core_world import new_repo, open_repo
 from tests.repository.data_world import back_up_images, bring_back
 
 MARK = "0badcafe"
@@ -56,7 +57,8 @@ class Protected:
         self.guest = guest
         self.lab = guest.lab
         self.folder = folder
-        self.repo = new_repo(folder / "repo")
+        repo, holder = folder / "repo", LockHolder.for_node("kvm-lab", folder / "locks")
+        self.repo = open_repo(repo, holder=holder) if repo.exists() else new_repo(repo, holder=holder)
         self.driver = LibvirtHost(access_to(self.lab), folder / "state")
         self.last: Point | None = None
 
@@ -150,7 +152,7 @@ def footprint(lab: Lab, guest: Guest) -> dict[str, Any]:
     """What a run could leave behind: jobs, checkpoints, folders, programs, and the guest's chain."""
     return {
         "checkpoints": lab.virsh("checkpoint-list", guest.uuid, "--name").split(),
-        "job": lab.virsh("domjobinfo", guest.uuid).split()[2:3],
+        "job": lab.shell(f"virsh -q domjobinfo {guest.uuid} || echo 'Job type: None'").split()[2:3],
         "scratch": lab.shell(f"find {lab.folder}/scratch -mindepth 1 2>/dev/null || :").split(),
         "programs": lab.shell("pgrep -f '[q]emu-nbd|[w]atch.sh' || :").split(),
         "blocks": [line.split()[-1] for line in lab.virsh("domblklist", guest.uuid).splitlines() if line.strip()],

@@ -33,9 +33,11 @@ from pathlib import Path
 
 from tests.lab import libvirt_guests
 
+UEFI, UEFI_VARIABLES = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 PROGRAMS = (
     "libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "sshd", "ssh", "unshare",
     "nsenter", "busybox", "cpio", "syslinux", "mcopy", "mke2fs", "sfdisk", "setfacl", "/usr/lib/syslinux/mbr/mbr.bin",
+    "swtpm", "swtpm_setup", UEFI,
 )  # fmt: skip
 DEFAULT_FOLDER = Path(f"/tmp/brs-lab-libvirt-{os.getuid()}")
 KINDS = ("qcow2", "raw", "mixed", "backing")
@@ -233,10 +235,19 @@ class Lab:
         assert state is not None, "the lab is not up"
         return self._inside(state.pid, "virsh", "-q", *args)
 
+    def start_again(self, daemon: str) -> None:
+        """``sshd`` or ``libvirtd``, after it was killed."""
+        commands = {
+            "sshd": f"/usr/sbin/sshd -f {self.folder}/ssh/sshd_config -E {self.folder}/ssh/sshd.log",
+            "libvirtd": "/usr/sbin/libvirtd -d -p /run/libvirtd.pid",
+        }
+        self.shell(commands[daemon])
+
     # --- guests ---
 
-    def guest(self, name: str, kind: str = "qcow2", *, size: int | None = None) -> Guest:
-        """A new guest, defined and not started. ``size`` of its first disk: more than the disk that boots needs."""
+    def guest(self, name: str, kind: str = "qcow2", *, size: int | None = None, uefi: bool = False) -> Guest:
+        """A new guest, defined and not started. ``size`` of its first disk: more than the disk that boots needs.
+        ``uefi``: with variables of its own, and a TPM."""
         name, images = f"brs-lab-{name}", self.folder / "images"
         base, disks = images / "base.raw", {"vda": images / f"{name}.vda"}
         if kind == "raw":
@@ -257,7 +268,7 @@ class Lab:
         formats = {target: "raw" if kind == "raw" or target == "vdb" else "qcow2" for target in disks}
         made = Guest(self, name, str(uuid.uuid4()), disks)
         description = self.folder / f"{name}.xml"
-        description.write_text(_domain_xml(made, formats))
+        description.write_text(_domain_xml(made, formats, uefi=uefi))
         self.virsh("define", str(description))
         return made
 
@@ -319,15 +330,17 @@ class Lab:
 _SCRIPT = Path(__file__).with_name("hypervisor.sh")
 
 
-def _domain_xml(guest: Guest, formats: dict[str, str]) -> str:
+def _domain_xml(guest: Guest, formats: dict[str, str], *, uefi: bool) -> str:
     disks = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='{formats[target]}' discard='unmap'/>"
         f"<source file='{path}'/><target dev='{target}' bus='virtio'/><serial>{guest.name[8:]}-{target}</serial></disk>"
         for target, path in guest.disks.items()
     )
+    loader = f"<loader readonly='yes' type='pflash'>{UEFI}</loader><nvram template='{UEFI_VARIABLES}'/>"
+    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
     return f"""<domain type='qemu'>
   <name>{guest.name}</name><uuid>{guest.uuid}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <os><type arch='x86_64' machine='pc'>hvm</type>{loader if uefi else ""}<boot dev='hd'/></os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu>
   <on_reboot>restart</on_reboot><on_poweroff>destroy</on_poweroff>
@@ -337,7 +350,7 @@ def _domain_xml(guest: Guest, formats: dict[str, str]) -> str:
     <serial type='pty'><log file='{guest.log}' append='off'/><target port='0'/></serial>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <controller type='usb' model='none'/>
-    <memballoon model='none'/>
+    <memballoon model='none'/>{tpm if uefi else ""}
   </devices>
 </domain>
 """

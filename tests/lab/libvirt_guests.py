@@ -24,8 +24,11 @@ _MODULES = (
     "virtio/virtio_pci", "block/virtio_blk", "char/virtio_console",
 )  # fmt: skip
 _SYSLINUX = (
-    "DEFAULT linux\nPROMPT 0\nLABEL linux\n LINUX /vmlinuz\n INITRD /initrd.gz\n APPEND console=ttyS0,115200 quiet\n"
+    "DEFAULT linux\nPROMPT 0\nLABEL linux\n LINUX /vmlinuz.efi\n INITRD /initrd.gz\n "
+    "APPEND console=ttyS0,115200 quiet\n"
 )
+# What UEFI's shell does, which comes up where nothing says what to boot: the kernel is a program of UEFI, too.
+_UEFI = "fs0:\\vmlinuz.efi initrd=\\initrd.gz console=ttyS0,115200 quiet\r\n"
 _MBR = ("/usr/lib/syslinux/mbr/mbr.bin", "/usr/lib/SYSLINUX/mbr.bin")
 
 
@@ -131,17 +134,18 @@ def _boot_partition(folder: Path, parts: Path, image: Path) -> None:
         out.truncate(BOOT_SIZE)
     hidden = str(BOOT_START // 512)  # where the partition begins: syslinux finds itself by it
     _run("mformat", "-i", str(fat), "-T", str(BOOT_SIZE // 512), "-h", "16", "-s", "63", "-H", hidden, "::")
-    config, initrd = folder / "syslinux.cfg", folder / "initrd.gz"
+    config, initrd, uefi = folder / "syslinux.cfg", folder / "initrd.gz", folder / "startup.nsh"
     config.write_text(_SYSLINUX)
+    uefi.write_bytes(_UEFI.encode())
     initrd.write_bytes(gzip.compress(_initrd(folder, parts), 1))
     kernel = next((parts / "boot").glob("vmlinuz-*"))
-    _run("mcopy", "-i", str(fat), str(kernel), "::vmlinuz")
-    _run("mcopy", "-i", str(fat), str(initrd), str(config), "::")
+    _run("mcopy", "-i", str(fat), str(kernel), "::vmlinuz.efi")
+    _run("mcopy", "-i", str(fat), str(initrd), str(config), str(uefi), "::")
     _run("syslinux", "--install", str(fat))
     with image.open("r+b") as out:
         out.seek(BOOT_START)
         out.write(fat.read_bytes())
-    for made in (fat, config, initrd):
+    for made in (fat, config, initrd, uefi):
         made.unlink()
 
 
