@@ -58,6 +58,14 @@ def paths_of(workload: Workload) -> list[str]:
     return source.get("paths") or ([source["path"]] if "path" in source else [])
 
 
+def unprotectable(workload: Workload) -> list[str]:
+    """A machine's disks that cannot be protected and are not left out on purpose: while there are any, each point is
+    partial, and upon a partial point nothing is built."""
+    left_out = workload.source.get("leave_out", [])
+    disks = workload.facts.get("disks", [])
+    return [disk["name"] for disk in disks if disk.get("why_left_out") and disk["name"] not in left_out]
+
+
 def backup_source(workload: Workload) -> BackupSource:
     """What a workload's backups read, in the words of the wire."""
     kind, source = workload.platform.kind, workload.source

@@ -19,6 +19,7 @@ from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.admin_bulk import BulkActs, each
 from apps.iam.admin_scope import Empty, ReadOnlyAdmin, Verb
+from apps.inventory import sources
 from apps.jobs import placement, requests
 from apps.jobs.models import ENDED, OPEN, Download, Job, JobKind, LogLine, State
 from apps.jobs.pipeline import pipeline
@@ -101,6 +102,7 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
         waiting = [task for task in tasks if task.state == State.QUEUED] if obj.state == State.QUEUED else []
         return {
             "job": obj,
+            "unprotectable": sources.unprotectable(obj.workload) if obj.workload and obj.kind == JobKind.BACKUP else [],
             "of_machine": obj.platform is not None and obj.platform.holds_machines,
             "tasks": tasks,
             "stages": pipeline(tasks),

@@ -271,8 +271,16 @@
     setTimeout(() => { words.textContent = before; }, 2000);
   };
 
+  /* A link to a folded part unfolds it. */
+  const unfold = () => {
+    const part = document.getElementById(location.hash.slice(1));
+    if (part && part.matches("details")) { part.open = true; part.scrollIntoView(); }
+  };
+  window.addEventListener("hashchange", unfold);
+
   document.addEventListener("DOMContentLoaded", () => {
     connect();
+    unfold();
     setInterval(() => { if (watched().length && !live.ready && !document.hidden) live.look(); }, POLL_MS);
     document.addEventListener("visibilitychange", () => { if (!document.hidden) live.lookSoon(); });
   });

@@ -12,6 +12,7 @@ from apps.jobs import requests
 from apps.jobs.models import Job, JobKind, RestoreDraft, State, Task
 from apps.policies import assignment
 from apps.policies.models import AssignmentRule, Policy
+from node_agent.protocol import DiskFacts
 from tests.apps.acting import ActingNode, backup_result
 from tests.apps.clouds import KEY, SECRET, find, machine, make_platform, workload
 from tests.apps.test_admin_scope import page, signed_in
@@ -135,6 +136,24 @@ def test_a_look_that_is_under_way_is_shown_instead_of_another(client, world, kvm
     answer = client.post(reverse("admin:inventory_platform_do", args=[kvm.pk, "discover"]))
     assert answer.status_code == 302 and str(running.pk) in answer["Location"]
     assert Job.objects.filter(kind=JobKind.DISCOVER).count() == 1
+
+
+def test_a_disk_that_cannot_be_protected_is_said_with_the_way_out(client, world, kvm):
+    disks = [DiskFacts(name="vda", size_bytes=1), DiskFacts(name="vdb", size_bytes=1, why_left_out="it is shared")]
+    find(world.alpha, kvm, [machine(1, disks=disks)])
+    vm = workload(kvm)
+    assignment.assign(world.admin, [vm], world.alpha.policy)
+    job = requests.backup_now(world.operator, vm)
+    change = page(Workload, "change", vm.pk)
+    words = "Cannot be protected: vdb. So each point is partial, and each run reads the whole machine."
+    text = client.get(change).content.decode()
+    assert words in text and "vdb – cannot be protected: it is shared" in text
+    told = client.get(page(Job, "change", job.pk)).content.decode()
+    assert words in told and f'href="{change}#settings"' in told
+    form = {"name": "web01", "policy": world.alpha.policy.pk, "freeze": "try", "freeze_limit_s": "5"}
+    assert "disks" in errors(client.post(change, {**form, "disks": ["vdb"]}))  # then nothing would be protected
+    assert client.post(change, {**form, "disks": ["vda"]}).status_code == 302
+    assert words not in client.get(change).content.decode()
 
 
 def test_a_machines_page_chooses_its_disks(client, world, kvm):

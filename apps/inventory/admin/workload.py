@@ -165,7 +165,7 @@ class MachineForm(ScopedForm):
         if "disks" not in self.fields:
             return  # somebody who may only look
         source, left_out = self.instance.source, self.instance.source.get("leave_out", [])
-        known = {disk["name"]: disk for disk in self.instance.facts.get("disks", []) if not disk.get("why_left_out")}
+        known = {disk["name"]: disk for disk in self.instance.facts.get("disks", [])}
         names = list(dict.fromkeys([*known, *left_out]))
         self.fields["disks"].choices = [(name, _disk_words(name, known.get(name))) for name in names]
         self.fields["disks"].initial = [name for name in names if name not in left_out]
@@ -174,12 +174,16 @@ class MachineForm(ScopedForm):
         policy = assignment.policy_of(self.instance)
         self.fields["policy"].initial = policy.pk if policy else None
 
+    def protectable(self, name: str) -> bool:
+        disks = self.instance.facts.get("disks", [])
+        return not any(disk.get("why_left_out") for disk in disks if disk["name"] == name)
+
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
         given = self.cleaned_data
         if {"disks", "freeze", "freeze_limit_s"} <= given.keys():
             offered = [name for name, _words in self.fields["disks"].choices]
-            if offered and not given["disks"]:
+            if offered and not any(self.protectable(name) for name in given["disks"]):
                 self.add_error("disks", _("At least one disk is protected; or exclude the machine."))
                 return cleaned
             left_out = [name for name in offered if name not in given["disks"]]
@@ -189,7 +193,11 @@ class MachineForm(ScopedForm):
 
 
 def _disk_words(name: str, disk: dict[str, Any] | None) -> str:
-    return f"{name} ({look.size_text(disk['size_bytes'])})" if disk else name
+    if disk is None:
+        return name
+    if why := disk.get("why_left_out"):
+        return _("%(name)s – cannot be protected: %(why)s") % {"name": name, "why": why}
+    return f"{name} ({look.size_text(disk['size_bytes'])})"
 
 
 class ReasonForm(forms.Form):
@@ -355,6 +363,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             "runs": runs.order_by("-created_at")[:RUNS],
             "active": runs.filter(state__in=OPEN).order_by("-created_at").first(),
             "disks": obj.facts.get("disks", []),
+            "unprotectable": sources.unprotectable(obj),
             "may_restore": access.can(request.user, Right.RESTORE_ELSEWHERE, obj),
             "subtitle": str(obj.platform),
         }
