@@ -321,6 +321,8 @@ class _Run:
         self._content.add(job)
 
     def _make_special(self, folder: Folder, node: Node, path: bytes) -> None:
+        if folder.fresh and node.type == "symlink" and self._make_link(folder, node, path):
+            return
         temporary = temporary_name()
         if node.type == "symlink":
             os.symlink(node.linktarget, temporary, dir_fd=folder.fd)
@@ -338,6 +340,19 @@ class _Run:
         apply_to_name(folder.fd, temporary, node, path, self._notes)
         put_in_place(folder, temporary, node.name)
         self.result.others += 1
+
+    def _make_link(self, folder: Folder, node: Node, path: bytes) -> bool:
+        """A symbolic link in a folder that nobody else may change; False if something has its name after all.
+
+        It is whole from the start, so it needs no other name before.
+        """
+        try:
+            os.symlink(node.linktarget, node.name, dir_fd=folder.fd)
+        except FileExistsError:
+            return False
+        apply_to_name(folder.fd, node.name, node, path, self._notes)
+        self.result.others += 1
+        return True
 
     # --- files that are finished ---
 

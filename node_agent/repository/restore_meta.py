@@ -141,4 +141,4 @@ def _set_xattrs(what: int | bytes, xattrs: Sequence[tuple[str, bytes]], path: by
 
 
 def _within(time_ns: int) -> int:
-    return max(-_MAX_TIME_NS, min(_MAX_TIME_NS, time_ns))
+    return time_ns if -_MAX_TIME_NS <= time_ns <= _MAX_TIME_NS else _MAX_TIME_NS if time_ns > 0 else -_MAX_TIME_NS

@@ -20,6 +20,7 @@ from node_agent.items import printable
 from node_agent.repository.tree import Node
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_NAMES = frozenset((b"", b".", b".."))
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -29,7 +30,7 @@ class InTheWay(Exception):
 
 def is_safe_name(name: bytes) -> bool:
     """Whether a name can only mean an entry of the folder it is used in."""
-    return bool(name) and name not in (b".", b"..") and b"/" not in name and b"\0" not in name
+    return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
 
 
 def translate(error: OSError, path: bytes) -> TargetError | None:

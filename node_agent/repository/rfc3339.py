@@ -12,6 +12,9 @@ from functools import lru_cache
 
 _SECOND = 1_000_000_000
 _FORMAT = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))\Z", re.ASCII)
+_MINUTES = {f"T{minute // 60:02d}:{minute % 60:02d}:": minute * 60 for minute in range(24 * 60)}
+_SECONDS = {f"{second:02d}": second for second in range(60)}
+_SCALES = [10 ** (9 - digits) for digits in range(10)]
 _MIN = -62167219200  # 0000-01-01T00:00:00Z
 _MAX = 253402300799  # 9999-12-31T23:59:59Z
 
@@ -29,14 +32,16 @@ def format_ns(time_ns: int) -> str:
 
 def parse_ns(text: str) -> int:
     """Raises ValueError."""
-    fraction = text[20:-1]
-    digits = f"{text[11:13]}{text[14:16]}{text[17:19]}{fraction}"
-    utc = text[19:20] + text[-1:] == ".Z" if fraction else text[19:] == "Z"
-    if utc and text[10:17:3] == "T::" and digits.isascii() and digits.isdigit() and 6 <= len(digits) <= 15:
-        clock, nanoseconds = divmod(int(digits.ljust(15, "0")), _SECOND)  # in UTC, as nearly all are
-        seconds = clock // 10000 * 3600 + clock // 100 % 100 * 60 + clock % 100
-        return (_midnight(text[:10]) + seconds) * _SECOND + nanoseconds
-    return _parse_any(text)
+    minutes, seconds, tail = _MINUTES.get(text[10:17]), _SECONDS.get(text[17:19]), text[19:]
+    if minutes is None or seconds is None:
+        return _parse_any(text)
+    fraction = 0
+    if tail != "Z":  # in UTC, as nearly all are
+        digits = tail[1:-1]
+        if tail[:1] != "." or tail[-1:] != "Z" or len(digits) > 9 or not digits.isdigit() or not digits.isascii():
+            return _parse_any(text)
+        fraction = int(digits) * _SCALES[len(digits)]
+    return (_midnight(text[:10]) + minutes + seconds) * _SECOND + fraction
 
 
 @lru_cache(maxsize=8192)

@@ -127,6 +127,27 @@ def test_a_link_and_then_a_folder_of_the_same_name_do_not_lead_outside(tmp_path:
     assert (tmp_path / "target" / "a" / "inside").read_bytes() == hostile.evil
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_of_entries_with_the_same_name_the_last_is_there_and_nothing_else(tmp_path: Path, fresh: bool) -> None:
+    hostile = Hostile(tmp_path / "repo")
+    first, second = (node("a", "symlink", linktarget=target) for target in ("first", "second"))
+    into_file = hostile.folder("into-file", first, hostile.file("a"))
+    into_link = hostile.folder("into-link", hostile.file("a"), first, second)
+    snapshot = hostile.snapshot(into_file, into_link, hostile.folder("into-fifo", first, node("a", "fifo")))
+    target = tmp_path / "target"
+    if not fresh:
+        for name in ("into-file", "into-link", "into-fifo"):
+            (target / name).mkdir(parents=True)
+    bring_back(hostile.repo, snapshot, target)
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*/*")) == [
+        "into-fifo/a",
+        "into-file/a",
+        "into-link/a",
+    ]
+    assert (target / "into-fifo" / "a").is_fifo()
+    assert (target / "into-file" / "a").read_bytes() == hostile.evil
+
+
 def test_a_link_and_then_a_file_of_the_same_name_do_not_write_through_the_link(tmp_path: Path) -> None:
     hostile = Hostile(tmp_path / "repo")
     (tmp_path / "victim").write_bytes(b"precious")
