@@ -30,6 +30,7 @@ from node_agent.repository.id_set import IdSet
 from node_agent.repository.index import Index
 from node_agent.repository.known_objects import KnownObjects
 from node_agent.repository.polynomial import is_irreducible
+from node_agent.repository.prover import Prover
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import Snapshot, load_snapshot
@@ -141,6 +142,7 @@ class _Check:
         self.progress = progress
         self.report = CheckReport()
         self.index = Index(repo.files, "check")
+        self._prover = Prover(repo.files.key)
         self._reader = BlobReader(repo.files, self.index)
         self._loaded: list[Snapshot] = []
         self._known = IdSet()  # trees that were looked at
@@ -149,6 +151,7 @@ class _Check:
         self._bad_places: set[tuple[str, BlobKind, bytes]] = set()
 
     def close(self) -> None:
+        self._prover.close()
         self.index.close()
         self._known.close()
 
@@ -176,7 +179,8 @@ class _Check:
                 continue
 
     def index_files(self) -> None:
-        self.index.refresh(on_damaged=lambda error: self._error("index", _named(error), error.message))
+        self.progress.set(phase="check index")
+        self.index.refresh(lambda error: self._error("index", _named(error), error.message), self.progress)
         self.report.blobs = self.index.blob_count()
 
     def packs(self, read_data: bool, verified: VerifiedPacks | None = None) -> None:
@@ -213,7 +217,7 @@ class _Check:
         """Returns the packs that were not found whole."""
         order = choice.order(indexed, verified, time.time())
         total = sum(indexed[pack] for pack in order)
-        self.progress.set(phase="check data", total_bytes=total, done_bytes=0)
+        self.progress.set(phase="check data", total_bytes=total, done_bytes=0, total_files=len(order), done_files=0)
         deadline = choice.deadline()
         wanted = (
             (pack, indexed[pack])
@@ -231,8 +235,9 @@ class _Check:
         return hurt
 
     def _against_index(self, stored: dict[str, int], read_data: bool) -> PackCheck:
-        packs = PackCheck(self.repo.files, self.progress, read_data)
-        self.progress.set(phase="check packs", total_bytes=sum(stored.values()) if read_data else 0, done_bytes=0)
+        packs = PackCheck(self.repo.files, self.progress, read_data, self._prover)
+        total = sum(stored.values()) if read_data else 0
+        self.progress.set(phase="check packs", total_bytes=total, done_bytes=0, total_files=len(stored), done_files=0)
         self._take(packs.run(self.index.packs(), stored))
         self.report.packs, self.report.read_bytes = packs.seen, packs.read_bytes
         self.report.notes += packs.notes
@@ -245,7 +250,7 @@ class _Check:
             self._error("pack", finding.pack, finding.message, lost)
 
     def snapshots(self, names: list[str]) -> None:
-        self.progress.set(phase="check snapshots", total_files=len(names))
+        self.progress.set(phase="check snapshots", total_bytes=0, done_bytes=0, total_files=len(names), done_files=0)
         for name in names:
             self.progress.check()
             try:
@@ -276,12 +281,15 @@ class _Check:
         if not self._lost:
             return
         hurt = _Victims(self._lost, self._nodes)
+        self.progress.set(phase="check: what is hurt", total_files=len(self._loaded), done_files=0)
         for snapshot in self._loaded:
+            self.progress.check()
             root = bytes.fromhex(snapshot.tree)
             for problem in hurt.problems_of(root):
                 problem.snapshots = (*problem.snapshots, snapshot.id)
                 if not problem.paths:
                     problem.paths = tuple(printable(path) for path in islice(hurt.paths_of(root, problem), _PATHS))
+            self.progress.add(done_files=1)
 
     def _walk(self, root: bytes) -> None:
         stack = [root]

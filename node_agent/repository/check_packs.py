@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
-from node_agent.errors import BrsError, DamagedError, ObjectMissing
+from node_agent.errors import BrsError, DamagedError, ObjectMissing, WorkerDied
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
-from node_agent.repository.pack import PackedBlob, header_of, open_blob, pack_size, read_header
+from node_agent.repository.pack import PackedBlob, header_of, pack_size, read_header
+from node_agent.repository.prover import Prover
 from node_agent.repository.sealed import SealedFiles
 
-_WORKERS = 2
-_AHEAD = 3  # packs in memory at once, 128 MiB each at worst
+T = TypeVar("T")
+
+_HELD = 64 << 20  # bytes of packs in memory at once, unless one is larger
 _MAX_READ = 256 << 20  # larger files are no packs of anybody
 
 
@@ -33,6 +37,7 @@ class PackCheck:
     files: SealedFiles
     progress: Progress
     read_data: bool
+    prover: Prover
     seen: int = 0
     read_bytes: int = 0
     notes: list[str] = field(default_factory=list)
@@ -40,51 +45,62 @@ class PackCheck:
 
     def run(self, indexed: Iterator[tuple[str, list[PackedBlob]]], stored: Mapping[str, int]) -> Iterator[Finding]:
         """``stored`` holds the packs that the store lists, with their sizes."""
-        named: set[str] = set()
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="check") as pool:
-            pending: deque[Future[list[Finding]]] = deque()
+
+        def works() -> Iterator[tuple[int, Callable[[], list[Finding]]]]:
             for pack, blobs in indexed:
-                self.progress.check()
-                named.add(pack)
-                pending.append(pool.submit(self._check, pack, blobs, stored.get(pack)))
-                if len(pending) >= _AHEAD:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        self.seen, self.named = len(named), named
-        self._note_orphans({name: size for name, size in stored.items() if name not in named})
+                self.named.add(pack)
+                size = stored.get(pack)
+                yield (size or 0) if self.read_data else 0, partial(self._check, pack, blobs, size)
+
+        for findings in self._side_by_side(works()):
+            yield from findings
+        self.seen = len(self.named)
+        self._note_orphans({name: size for name, size in stored.items() if name not in self.named})
 
     def read(self, packs: Iterable[tuple[str, int]]) -> Iterator[tuple[str, bool]]:
         """Read packs (name, size) wholly, without the index: each with whether all in it is what its header says.
 
         Ends early, without an error, when the caller stops asking.
         """
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="check") as pool:
-            pending: deque[tuple[str, Future[bool]]] = deque()
-            for pack, size in packs:
-                self.progress.check()
-                pending.append((pack, pool.submit(self._is_whole, pack, size)))
-                if len(pending) >= _AHEAD:
-                    name, future = pending.popleft()
-                    yield name, future.result()
-            for name, future in pending:
-                yield name, future.result()
+        return self._side_by_side((size, partial(self._is_whole, pack, size)) for pack, size in packs)
+
+    def _side_by_side(self, works: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
+        """The results in order, of works that each hold so many bytes."""
+        with ThreadPoolExecutor(self.prover.threads, thread_name_prefix="check") as pool:
+            pending: deque[tuple[int, Future[T]]] = deque()
+            held = 0
+            try:
+                for size, work in works:
+                    self.progress.check()
+                    while pending and (held + size > _HELD or len(pending) > self.prover.threads):
+                        held -= pending[0][0]
+                        yield pending.popleft()[1].result()
+                        self.progress.add(done_files=1)
+                    pending.append((size, pool.submit(work)))
+                    held += size
+                while pending:
+                    yield pending.popleft()[1].result()
+                    self.progress.add(done_files=1)
+            finally:
+                for _, future in pending:
+                    future.cancel()
 
     def judge(self, pack: str, blobs: list[PackedBlob], size: int) -> list[Finding]:
         """What is wrong with one pack, read as a whole."""
         self.read_data = True
         return self._check(pack, blobs, size)
 
-    def _is_whole(self, pack: str, size: int) -> bool:
+    def _is_whole(self, pack: str, size: int) -> tuple[str, bool]:
         if size > _MAX_READ:
-            return False
+            return pack, False
         try:
             content = memoryview(self.files.backend.get(Kind.PACK, pack))
             self._count(content)
             blobs = header_of(self.files.key, pack, content)
-            return not self._open_all(pack, blobs, content) and hashlib.sha256(content).hexdigest() == pack
+            whole = not self._open_all(pack, blobs, content) and hashlib.sha256(content).hexdigest() == pack
         except (DamagedError, ObjectMissing):
-            return False
+            whole = False
+        return pack, whole
 
     def _count(self, content: memoryview) -> None:
         self.read_bytes += len(content)
@@ -101,6 +117,8 @@ class PackCheck:
             return [Finding(pack, f"pack {pack} is missing; {len(blobs)} blobs are lost with it.", blobs)]
         except DamagedError as error:
             return [Finding(pack, error.message, _beyond(blobs, size))]
+        except WorkerDied:
+            raise  # it says nothing of the pack
         except BrsError as error:
             return [Finding(pack, f"pack {pack} cannot be read: {error.message}", blobs)]
 
@@ -128,13 +146,8 @@ class PackCheck:
         return findings or self._check_header(pack, blobs, len(content))
 
     def _open_all(self, pack: str, blobs: list[PackedBlob], content: memoryview) -> list[Finding]:
-        findings: list[Finding] = []
-        for blob in blobs:
-            try:
-                open_blob(self.files.key, pack, blob, content[blob.offset : blob.offset + blob.length])
-            except DamagedError as error:
-                findings.append(Finding(pack, error.message, [blob]))
-        return findings
+        bad = self.prover.prove(pack, sorted(blobs, key=lambda blob: blob.offset), content)
+        return [Finding(pack, error.message, [blob]) for blob, error in bad]
 
     def _note_orphans(self, orphans: Mapping[str, int]) -> None:
         """Packs that no index names: left by a killed backup, or just being written. Nothing needs them."""
@@ -148,6 +161,8 @@ class PackCheck:
                     continue
                 if hashlib.sha256(content).hexdigest() != pack:
                     note += " It is damaged."
+                self.progress.add(done_bytes=len(content))
+            self.progress.add(done_files=1)
             self.notes.append(note)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from node_agent.errors import ConfigError, DamagedError
 from node_agent.progress import Progress
 from node_agent.repository.publish import save_point
-from node_agent.repository.reachable import Reachable, batches, from_key, key_of
+from node_agent.repository.reachable import KINDS, Reachable, at_once
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import BlobKind, BlobWriter, Lock, Repository
 from node_agent.repository.snapshot import Snapshot, list_snapshots
@@ -75,7 +75,7 @@ class _Copy:
         self.progress = progress
         self.result = CopyResult()
         self.used = Reachable()
-        self.used.db.execute("CREATE TABLE todo (pack BLOB, offset INTEGER, key BLOB)")
+        self.used.db.execute("CREATE TABLE reachable.todo (pack BLOB, offset INTEGER, kind INTEGER, id BLOB)")
 
     def run(self, snapshots: Sequence[Snapshot]) -> None:
         there = {_identity(snapshot): snapshot.id for snapshot in list_snapshots(self.target)}
@@ -113,19 +113,19 @@ class _Copy:
         """What the target misses of the trees just walked, noted by its place in the source; its bytes there."""
         self.used.db.execute("DELETE FROM todo")
         total = 0
-        for batch in batches(self.used.keys("copies = 0")):
-            for kind in BlobKind:
-                ids = [blob_id for blob_kind, blob_id in map(from_key, batch) if blob_kind is kind]
-                missing = sorted(self.target.missing(kind, ids))
-                found = self.source.index.locate(kind, missing)
-                if absent := set(missing) - found.keys():
-                    raise DamagedError(f"{kind} blob {min(absent).hex()} is missing in the source.")
-                rows = [(places[0].pack, places[0].blob, blob_id) for blob_id, places in found.items()]
+        for kind, ids in self.used.batches(self.used.round):
+            self.progress.check()
+            missing = sorted(self.target.missing(kind, ids))
+            found = self.source.index.locate(kind, missing)
+            if absent := set(missing) - found.keys():
+                raise DamagedError(f"{kind} blob {min(absent).hex()} is missing in the source.")
+            places = [copies[0] for copies in found.values()]
+            with at_once(self.used.db):
                 self.used.db.executemany(
-                    "INSERT INTO todo VALUES (?, ?, ?)",
-                    [(bytes.fromhex(pack), blob.offset, key_of(kind, blob_id)) for pack, blob, blob_id in rows],
+                    "INSERT INTO todo VALUES (?, ?, ?, ?)",
+                    [(bytes.fromhex(p.pack), p.blob.offset, KINDS.index(kind), p.blob.id) for p in places],
                 )
-                total += sum(blob.length for _, blob, _ in rows)
+            total += sum(place.blob.size for place in places)
         return total
 
     def _copy_blobs(self, reader: BlobReader, writer: BlobWriter, kind: BlobKind) -> None:
@@ -138,20 +138,16 @@ class _Copy:
 
     def _todo(self, kind: BlobKind) -> Iterator[bytes]:
         """In the order of the source's packs, so that neighbours are read together."""
-        for (key,) in self.used.db.execute("SELECT key FROM todo ORDER BY pack, offset"):
-            found, blob_id = from_key(key)
-            if found is kind:
-                yield blob_id
+        rows = self.used.db.execute("SELECT id FROM todo WHERE kind = ? ORDER BY pack, offset", (KINDS.index(kind),))
+        return (row[0] for row in rows)
 
     def _prove(self) -> None:
         """Every blob of the snapshot is named by the target's index as the store has it now."""
         self.target.load_index()
-        for batch in batches(self.used.keys("copies = 0")):
-            for kind in BlobKind:
-                ids = [blob_id for blob_kind, blob_id in map(from_key, batch) if blob_kind is kind]
-                if absent := self.target.missing(kind, ids):
-                    raise DamagedError(f"{kind} blob {min(absent).hex()} did not arrive in the target.")
-        self.used.db.execute("UPDATE used SET copies = 1 WHERE copies = 0")
+        for kind, ids in self.used.batches(self.used.round):
+            if absent := self.target.missing(kind, ids):
+                raise DamagedError(f"{kind} blob {min(absent).hex()} did not arrive in the target.")
+        self.used.round += 1
 
 
 def _identity(snapshot: Snapshot) -> tuple[str, str, str]:

@@ -22,7 +22,7 @@ from node_agent.repository.backend.base import CONFIG_NAME, Held, Kind, ObjectLo
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_BLOBS, PackEntry, load_index_file, save_index_file
 from node_agent.repository.local_memory import LocalMemory
-from node_agent.repository.reachable import BATCH, Reachable, from_key
+from node_agent.repository.reachable import Reachable
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.repository import Repository
 
@@ -107,23 +107,12 @@ class _Securing:
         reachable = Reachable()
         try:
             reachable.walk(BlobReader(self._repo.files, index), [root], self._progress)
-            batch: dict[object, list[bytes]] = {}
-            for number, key in enumerate(reachable.keys(), 1):
-                kind, blob_id = from_key(key)
-                batch.setdefault(kind, []).append(blob_id)
-                if number % BATCH == 0:
-                    packs |= self._located(batch)
-            return packs | self._located(batch)
+            for kind, ids in reachable.batches():
+                places = index.locate(kind, ids)
+                packs |= {place.pack for copies in places.values() for place in copies}
+            return packs
         finally:
             reachable.close()
-
-    def _located(self, batch: dict[object, list[bytes]]) -> set[str]:
-        found: set[str] = set()
-        for kind, ids in batch.items():
-            places = self._repo.index.locate(kind, ids)  # type: ignore[arg-type]
-            found |= {place.pack for copies in places.values() for place in copies}
-        batch.clear()
-        return found
 
     def _confirmed(self, kind: Kind, names: Iterable[str]) -> bool:
         """A sample of the dates that are relied on is what the store says."""

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from node_agent.errors import ConfigError, DamagedError, ObjectMissing
+from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.index_file import NO_MARKS, Marks, PackEntry, open_index_file
-from node_agent.repository.local_db import open_database
+from node_agent.repository.local_db import LocalDatabase, open_database
 from node_agent.repository.pack import BlobKind, PackedBlob
 from node_agent.repository.sealed import SealedFiles
 
@@ -45,6 +46,11 @@ CREATE TABLE blobs (
     PRIMARY KEY (id, kind, pack, offset)
 ) WITHOUT ROWID;
 CREATE TABLE proven (tree BLOB PRIMARY KEY, epoch TEXT NOT NULL, block_sizes TEXT NOT NULL);
+"""
+_TWICE_NAMED = """
+CREATE TABLE twice AS SELECT p.id AS pack, f.first AS first FROM packs p
+    JOIN (SELECT name, min(id) AS first FROM packs GROUP BY name HAVING count(*) > 1) f ON f.name = p.name
+    WHERE p.id != f.first
 """
 _KINDS = (BlobKind.DATA, BlobKind.TREE)
 _NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
@@ -78,19 +84,22 @@ class Index:
         with self._lock:
             self._db.close()
 
-    def refresh(self, on_damaged: Callable[[DamagedError], None] | None = None) -> None:
+    def refresh(
+        self, on_damaged: Callable[[DamagedError], None] | None = None, progress: Progress | None = None
+    ) -> None:
         """Become equal to the index files in the store. Raises DamagedError naming one that cannot be read.
 
         ``on_damaged`` hears of such files instead, and they are skipped: for a check, never for a backup.
+        ``progress`` counts the files that are read, and may end it.
         """
         with self._lock:
             try:
-                self._refresh(on_damaged)
+                self._refresh(on_damaged, progress or Progress())
             except sqlite3.DatabaseError:
                 if self._cache is None:
                     raise
                 self._forget_cache()  # a broken cache is no news: what it held is in the repository
-                self._refresh(on_damaged)
+                self._refresh(on_damaged, progress or Progress())
 
     def has(self, kind: BlobKind, blob_id: bytes) -> bool:
         with self._lock:
@@ -161,6 +170,27 @@ class Index:
             self._db.execute("DELETE FROM blobs WHERE pack NOT IN (SELECT id FROM packs)")
             self._new_epoch()
 
+    @property
+    def private_db(self) -> LocalDatabase:
+        """The database of an index without a cache, to be asked together with other tables. For one thread."""
+        assert self._cache is None
+        return self._db
+
+    def merge_entries(self) -> None:
+        """What several index files say of one pack becomes one entry, in a private index.
+
+        It may take in more index files after that, but serves no more once one has vanished.
+        """
+        with self._lock, self._transaction():
+            self._db.execute(_TWICE_NAMED)
+            if self._db.execute("SELECT 1 FROM twice LIMIT 1").fetchone():
+                self._db.execute(
+                    "INSERT OR IGNORE INTO blobs SELECT b.id, b.kind, t.first, b.offset, b.length, b.raw_length"
+                    " FROM blobs b JOIN twice t ON t.pack = b.pack"
+                )
+                self._db.execute("DELETE FROM blobs WHERE pack IN (SELECT pack FROM twice)")
+            self._db.execute("DROP TABLE twice")
+
     def marks(self) -> Marks:
         """What the index files say of others that are superseded, and of packs that were dropped."""
         with self._lock:
@@ -225,28 +255,32 @@ class Index:
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM blobs").fetchone()[0])
 
-    def _refresh(self, on_damaged: Callable[[DamagedError], None] | None) -> None:
+    def _refresh(self, on_damaged: Callable[[DamagedError], None] | None, progress: Progress) -> None:
         for attempt in range(3):
             try:
                 with self._transaction():
                     # Listed inside: else rows that another process adds meanwhile would be taken for vanished ones.
                     listed = {info.name for info in self._files.backend.list(Kind.INDEX)}
                     self._drop(self.file_names() - listed)
-                    self._load(listed - self.file_names(), on_damaged)
+                    self._load(listed - self.file_names(), on_damaged, progress)
                 return
             except ObjectMissing as error:  # listed and gone: somebody replaced index files; look again
                 if attempt == 2:
                     raise DamagedError(f"{error.message} It is listed, but cannot be read.") from error
 
-    def _load(self, names: set[str], on_damaged: Callable[[DamagedError], None] | None) -> None:
+    def _load(self, names: set[str], on_damaged: Callable[[DamagedError], None] | None, progress: Progress) -> None:
         damaged: dict[str, DamagedError] = {}
-        for name in sorted(names - self.marks().superseded):
+        wanted = sorted(names - self.marks().superseded)
+        progress.set(total_files=len(wanted), done_files=0)
+        for name in wanted:
+            progress.check()
             try:
                 found = open_index_file(self._files, name)
             except DamagedError as error:
                 damaged[name] = error
             else:
                 self._insert(name, found.packs, found.marks)
+            progress.add(done_files=1)
         superseded = self.marks().superseded
         self._drop(self.file_names() & superseded)
         for name in damaged.keys() - superseded:
@@ -295,7 +329,7 @@ class Index:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> LocalDatabase:
         if self._cache is None:
             return self._connect("")
         try:
@@ -308,7 +342,7 @@ class Index:
             self._remove_files()
             return self._connect(str(self._cache))
 
-    def _connect(self, path: str) -> sqlite3.Connection:
+    def _connect(self, path: str) -> LocalDatabase:
         db = open_database(path, wait_s=_WAIT_S)
         try:
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")

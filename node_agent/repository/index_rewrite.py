@@ -7,9 +7,10 @@ there, says which files they supersede; it is locked as long as these are, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import MAX_BLOBS, NO_MARKS, Marks, PackEntry, load_index_file, save_index_file
@@ -26,15 +27,29 @@ class Replaced:
     still_locked: list[StillLocked] = field(default_factory=list)  # superseded
 
 
-def rewrite_index(repo: Repository, lock: Lock, index: Index, change: Change, dropped: Iterable[str] = ()) -> Replaced:
+def rewrite_index(
+    repo: Repository,
+    lock: Lock,
+    index: Index,
+    change: Change,
+    dropped: Iterable[str] = (),
+    *,
+    but: Collection[str] = (),
+    gone: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Replaced:
     """Replace those files of ``index``, which is up to date, that ``change`` would alter, and note ``dropped`` packs.
 
+    It is known of the files in ``but`` that they stay as they are, of those in ``gone`` that nothing stays of them.
     Raises DamagedError for an index file that cannot be read; none was deleted then.
     """
-    old: list[str] = []
+    old: list[str] = sorted(gone)
+    names, shown = sorted(index.file_names() - {*but, *gone}), progress or Progress()
+    shown.set(total_files=len(names), done_files=0)
 
     def altered() -> Iterator[PackEntry]:
-        for name in sorted(index.file_names()):
+        for name in names:
+            shown.add(done_files=1)
             before = list(load_index_file(repo.files, name))
             after = [new for entry in before if (new := change(entry)) is not None]
             if after != before:

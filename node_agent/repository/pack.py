@@ -184,13 +184,22 @@ def _open_header(key: Key, name: str, header: Buffer, size: int) -> list[PackedB
 def open_blob(key: Key, pack: str, blob: PackedBlob, sealed: Buffer) -> bytes:
     """The blob's content: authenticated, decompressed, hash proven. Raises DamagedError (pack and blob)."""
     try:
-        if len(sealed) != blob.length:
-            raise Unauthenticated(f"only {len(sealed)} of {blob.length} bytes are there")
-        plain = key.open(sealed)
-        if blob.raw_length:
-            plain = decompress(plain, length=blob.raw_length)
+        return open_content(key, blob.id, blob.length, blob.raw_length, sealed)
     except (Unauthenticated, NotCompressed) as error:
-        raise DamagedError(f"pack {pack} is damaged at {blob.kind} blob {blob.id.hex()}: {error}.") from error
-    if hashlib.sha256(plain).digest() != blob.id:
-        raise DamagedError(f"pack {pack} is damaged at {blob.kind} blob {blob.id.hex()}: the content is another.")
+        raise damaged_blob(pack, blob, error) from error
+
+
+def open_content(key: Key, blob_id: bytes, length: int, raw_length: int, sealed: Buffer) -> bytes:
+    """As open_blob. Raises Unauthenticated or NotCompressed, saying what is wrong."""
+    if len(sealed) != length:
+        raise Unauthenticated(f"only {len(sealed)} of {length} bytes are there")
+    plain = key.open(sealed)
+    if raw_length:
+        plain = decompress(plain, length=raw_length)
+    if hashlib.sha256(plain).digest() != blob_id:
+        raise Unauthenticated("the content is another")
     return plain
+
+
+def damaged_blob(pack: str, blob: PackedBlob, what: object) -> DamagedError:
+    return DamagedError(f"pack {pack} is damaged at {blob.kind} blob {blob.id.hex()}: {what}.")

@@ -23,7 +23,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
+from math import inf
+from operator import itemgetter
 from typing import Any
 
 from node_agent.errors import DamagedError, RepositoryLocked
@@ -34,15 +38,17 @@ from node_agent.repository.index import Index
 from node_agent.repository.index_file import PackEntry, load_index_file
 from node_agent.repository.index_rewrite import rewrite_index
 from node_agent.repository.pack import PackedBlob
-from node_agent.repository.prune_plan import Fate, Leaving, Limits, PrunePlan
-from node_agent.repository.reachable import Reachable, from_key
+from node_agent.repository.prover import Prover
+from node_agent.repository.prune_plan import Fate, Limits, PrunePlan
+from node_agent.repository.reachable import Reachable, batches
 from node_agent.repository.reader import BlobReader
-from node_agent.repository.repack import PackStore, ReadPack, Wanted, read_pack, read_packs
+from node_agent.repository.repack import PackStore, Wanted, read_pack, read_packs
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import list_snapshots
 from node_agent.repository.withdraw import withdraw
 
 _ATTEMPTS = 3
+_STEPS = 100  # of the bar while snapshots are walked
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +121,22 @@ class _Prune:
         self.progress = progress
         self.limits = Limits(parse_max_unused(options.max_unused), options.max_repack_bytes)
         self.index = Index(repo.files, "prune")  # read anew and private: what is deleted must not rest on a cache
-        self.used = Reachable()
+        self.used = Reachable(beside=self.index.private_db)
         self.plan = PrunePlan(self.used)
         self.result = PruneResult()
         self._walked: set[str] = set()  # trees of snapshots
 
     def close(self) -> None:
         self.index.close()
-        self.used.close()
 
     def run(self) -> PruneResult:
         with self.repo.lock(wait_s=self.options.wait_s, read_only_ok=self.options.dry_run):
             self._make_plan()
             if self.options.dry_run:
                 return self._planned()
-            self._rewrite()
-            self._prove_the_rest()
+            with Prover(self.repo.files.key) as prover:
+                self._rewrite(prover)
+                self._prove_the_rest(prover)
             files = self.index.file_names()
         with self.repo.lock(exclusive=True, wait_s=self.options.wait_s) as lock:
             self._look_again(files)
@@ -143,11 +149,13 @@ class _Prune:
         if not self.options.dry_run:
             self.repo.guard(prove=True)
         self.progress.set(phase="prune: index")
-        self.index.refresh()
+        self.index.refresh(progress=self.progress)
         self._walk_snapshots()
-        self.progress.set(phase="prune: plan")
+        self.progress.set(phase="prune: plan", total_files=0, done_files=0)
+        self.index.merge_entries()
+        self.plan.count()
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
-        self.plan.count(self.index)
+        self.plan.refuse_lost()
         self._note_locked()
         self.plan.decide(self.limits)
 
@@ -164,76 +172,76 @@ class _Prune:
             if until:
                 self.plan.note_locked(pack, until)
 
-    def _walk_snapshots(self) -> None:
-        self.progress.set(phase="prune: snapshots")
+    def _walk_snapshots(self) -> bool:
+        """Returns whether there were any that had not been walked."""
         trees = {snapshot.tree for snapshot in list_snapshots(self.repo)} - self._walked
-        self.used.walk(BlobReader(self.repo.files, self.index), map(bytes.fromhex, sorted(trees)), self.progress)
+        self.progress.set(phase="prune: snapshots", total_files=len(trees), done_files=0)
+        reader = BlobReader(self.repo.files, self.index)
+        # Together they cost fewer requests, one by one they can be counted.
+        for some in batches(sorted(trees), max(1, len(trees) // _STEPS)):
+            self.used.walk(reader, map(bytes.fromhex, some), self.progress)
+            self.progress.add(done_files=len(some))
         self._walked |= trees
+        return bool(trees)
 
     # --- beside others ---
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, prover: Prover) -> None:
         """Store what is needed of leaving packs anew; packs that the time is too short for stay."""
         total = self.plan.total("needed", f"fate = {Fate.REWRITE}")
         self.progress.set(phase="prune: rewrite", total_bytes=total, done_bytes=0)
-        store = PackStore(self.repo.files, self.repo.guard, self._note_written, self.repo.pack_size)
-        leaving: list[Leaving] = []  # those being read, in order
-        for read in read_packs(self.repo.files, self._to_read(leaving)):
-            one = leaving.pop(0)
-            self.progress.check()
-            for blob, error in read.bad:
-                read.good.append((blob, self._other_copy(read.pack, blob, error)))
-            for blob, sealed in read.good:
-                store.add(blob, sealed)
-            self.plan.mark_proven(one.move)
-            self.progress.add(done_bytes=sum(blob.length for blob in one.move))
-        store.flush()
+        with (
+            PackStore(self.repo.files, self.repo.guard, self._note_written, self.repo.pack_size) as store,
+            closing(read_packs(self.repo.files, self._in_time(self.plan.to_move()), prover)) as packs,
+        ):
+            for read in packs:
+                self.progress.check()
+                for blob, error in read.bad:
+                    store.add(blob, self._other_copy(read.pack, blob, error))
+                for run in read.good:
+                    store.add_run(run)
+                self.plan.note_moved(read.pack, read.wanted_bytes)
+                self.progress.add(done_bytes=read.wanted_bytes)
+            store.flush()
+        self.plan.keep_unmoved()
         self.result.rewritten_bytes = store.stored_bytes
 
     def _note_written(self, name: str, packs: Sequence[PackEntry]) -> None:
-        self.index.add_file(name, packs)
+        self.index.add_file(name, ())  # what is in it need not be found: nothing is read from there in this run
         self.plan.note_indexed(pack for pack, _ in packs)
 
-    def _to_read(self, leaving: list[Leaving]) -> Iterator[Wanted]:
-        deadline = None if self.options.max_duration_s is None else time.monotonic() + self.options.max_duration_s
-        for one in self.plan.leaving(self.index):
-            if not one.move:
-                continue
-            if deadline is not None and time.monotonic() >= deadline:
-                self.plan.keep(one.id)
-                continue
-            leaving.append(one)
-            yield one.pack, one.move
+    def _in_time(self, pieces: Iterator[Wanted]) -> Iterator[Wanted]:
+        """No pack is begun when the time is over."""
+        deadline = time.monotonic() + (inf if self.options.max_duration_s is None else self.options.max_duration_s)
+        for _, pack in groupby(pieces, key=itemgetter(0)):
+            if time.monotonic() >= deadline:
+                return
+            yield from pack
 
     def _other_copy(self, pack: str, blob: PackedBlob, error: DamagedError) -> Buffer:
         """Another good copy of a blob that is damaged where it was to be kept. Raises ``error`` if there is none."""
         for place in self.index.locations(blob.kind, blob.id):
             if place.pack != pack and place.blob.raw_length == blob.raw_length:
-                read = read_pack(self.repo.files, place.pack, [place.blob])
-                if read.good:
-                    return read.good[0][1]
+                for _, sealed in read_pack(self.repo.files, place.pack, [place.blob]).blobs():
+                    return sealed
         raise error
 
-    def _prove_the_rest(self) -> None:
+    def _prove_the_rest(self, prover: Prover) -> None:
         """Read the copies that stay of what else leaves; a pack stays if the other copy is not good."""
-        self.progress.set(phase="prune: prove copies", total_bytes=0, done_bytes=0)
-        for pack, keys in self.plan.unproven():
-            self.progress.check()
-            read = self._read_keys(pack, keys)
-            self.plan.mark_proven(blob for blob, _ in read.good)
-            self.result.notes += [
-                f"{error.message} A good copy may lie elsewhere and is kept; run a repair of the pack."
-                for _, error in read.bad
-            ]
+        total = self.plan.bytes_to_prove()
+        self.progress.set(phase="prune: prove copies", total_bytes=total, done_bytes=0)
+        with closing(read_packs(self.repo.files, self.plan.to_prove(), prover)) as packs:
+            for read in packs:
+                self.progress.check()
+                self.plan.note_proven(blob for run in read.good for blob in run.blobs)
+                self.progress.add(done_bytes=read.wanted_bytes)
+                self.result.notes += [
+                    f"{error.message} A good copy may lie elsewhere and is kept; run a repair of the pack."
+                    for _, error in read.bad
+                ]
         kept = self.plan.keep_unproven()
         if kept:
             self.result.notes.append(f"{kept} packs stay, because what they hold is not proven to be good elsewhere.")
-
-    def _read_keys(self, pack: str, keys: list[bytes]) -> ReadPack:
-        blobs = []
-        for kind, blob_id in map(from_key, keys):
-            blobs += [place.blob for place in self.index.locations(kind, blob_id) if place.pack == pack][:1]
-        return read_pack(self.repo.files, pack, blobs)
 
     # --- alone ---
 
@@ -246,22 +254,29 @@ class _Prune:
             raise _Overtaken
         for name in now - before:
             self.plan.note_indexed(pack for pack, _ in load_index_file(self.repo.files, name))
-        self._walk_snapshots()
-        self.plan.keep_newly_needed(self.index)
+        self.used.round += 1
+        if self._walk_snapshots():
+            self.plan.keep_newly_needed(self.used.round)
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
         self._note_locked()  # backups that ran since may have extended them
 
     def _remove(self, lock: Lock) -> None:
-        self.progress.set(phase="prune: remove")
+        self.progress.set(phase="prune: index files", total_bytes=0, done_bytes=0)
         self._count()
-        if self.plan.number("fate != 0"):
-            rewrite_index(self.repo, lock, self.index, self._without_leaving)
+        if self.plan.number_of("fate != 0"):
+            staying, leaving = (self.plan.index_files(leaving=which) for which in (False, True))
+            rewrite_index(
+                self.repo, lock, self.index, self._without_leaving, but=staying, gone=leaving, progress=self.progress
+            )
         self._remove_superseded(lock)
         lock.prove()
+        total = self.result.removed_packs + self.result.rewritten_packs + self.result.orphaned_packs
+        self.progress.set(phase="prune: remove", total_files=total, done_files=0)
         for names in (self.plan.names_leaving(), self.plan.orphans()):
             for pack in names:
                 lock.check()
                 self.repo.backend.delete(Kind.PACK, pack)
+                self.progress.add(done_files=1)
         self.repo.backend.remove_leftovers()
 
     def _remove_superseded(self, lock: Lock) -> None:
@@ -282,13 +297,13 @@ class _Prune:
 
     def _count(self) -> None:
         result, plan = self.result, self.plan
-        result.kept_packs = plan.number("fate = 0 AND indexed")
-        result.removed_packs = plan.number(f"fate = {Fate.REMOVE}")
-        result.rewritten_packs = plan.number(f"fate = {Fate.REWRITE}")
-        result.orphaned_packs = plan.number("indexed = 0 AND size IS NOT NULL AND locked = 0")
+        result.kept_packs = plan.number_of("fate = 0 AND indexed")
+        result.removed_packs = plan.number_of(f"fate = {Fate.REMOVE}")
+        result.rewritten_packs = plan.number_of(f"fate = {Fate.REWRITE}")
+        result.orphaned_packs = plan.number_of("indexed = 0 AND size IS NOT NULL AND locked = 0")
         result.removed_bytes = plan.total("size", "size IS NOT NULL AND locked = 0 AND (fate != 0 OR indexed = 0)")
         wasted = "locked > 0 AND size IS NOT NULL AND (indexed = 0 OR needed = 0)"
-        result.locked_packs = plan.number(wasted)
+        result.locked_packs = plan.number_of(wasted)
         result.locked_bytes = plan.total("size", wasted)
         result.locked_until = plan.locked_until(wasted)
         result.unused_bytes = plan.total("unused + twins", "fate = 0 AND indexed")

@@ -1,18 +1,20 @@
 """Which blobs trees need: walked once each, the ids kept in a temporary database, so that memory stays flat.
 
-A key is a blob's id and one byte for its kind. The database is a file without a name that ends with this process;
-SQLite takes the folder from ``SQLITE_TMPDIR`` or ``TMPDIR``, else ``/var/tmp``.
+The database is a file without a name that ends with this process; SQLite takes the folder from ``SQLITE_TMPDIR`` or
+``TMPDIR``, else ``/var/tmp``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 from node_agent.errors import DamagedError
 from node_agent.progress import Progress
 from node_agent.repository.ids import SIZE, Ids, lift
-from node_agent.repository.local_db import open_database
+from node_agent.repository.local_db import LocalDatabase, open_database
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.strict_json import parse_json
@@ -22,37 +24,32 @@ _ADDED_AT_ONCE = 50_000
 _TREES_AT_ONCE = 256
 _CACHE_KIB = 96 << 10
 _SCHEMA = """
-CREATE TABLE used (
-    key BLOB PRIMARY KEY,
-    copies INTEGER NOT NULL DEFAULT 0,
-    keeper INTEGER,
-    proven INTEGER NOT NULL DEFAULT 0
+CREATE TABLE reachable.used (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (id, kind)
 ) WITHOUT ROWID
 """
-_KIND_BYTE = {BlobKind.DATA: b"\0", BlobKind.TREE: b"\1"}
-_BYTE_KIND = {0: BlobKind.DATA, 1: BlobKind.TREE}
+T = TypeVar("T")
 
-
-def key_of(kind: BlobKind, blob_id: bytes) -> bytes:
-    return blob_id + _KIND_BYTE[kind]
-
-
-def from_key(key: bytes) -> tuple[BlobKind, bytes]:
-    return _BYTE_KIND[key[32]], key[:32]
+DATA, TREE = 0, 1  # as the index numbers them
+KINDS = (BlobKind.DATA, BlobKind.TREE)
 
 
 class Reachable:
     """A growing set of blobs. The table ``used`` is open to those who plan with it (see prune_plan). One thread."""
 
-    def __init__(self) -> None:
-        self.db = open_database("", wait_s=0)
-        self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self.db.execute("PRAGMA journal_mode = OFF")  # nothing of it outlives the process
+    def __init__(self, beside: LocalDatabase | None = None) -> None:
+        """``beside``: the connection of a private index, so that both can be asked together."""
+        self.round = 0  # noted with each blob that comes in
+        self._own = beside is None
+        self.db = open_database("", wait_s=0) if beside is None else beside
+        self.db.execute("ATTACH '' AS reachable")
+        self.db.execute(f"PRAGMA reachable.cache_size = -{_CACHE_KIB}")
+        self.db.execute("PRAGMA reachable.journal_mode = OFF")  # nothing of it outlives the process
         self.db.execute(_SCHEMA)
-        self.db.execute("BEGIN")
 
     def close(self) -> None:
-        self.db.close()
+        if self._own:
+            self.db.close()
 
     def __len__(self) -> int:
         return int(self.db.execute("SELECT count(*) FROM used").fetchone()[0])
@@ -70,31 +67,48 @@ class Reachable:
             for tree_id, content in reader.load_many(BlobKind.TREE, batch):
                 data, trees = references(tree_id, content)
                 for many in batches(data, _ADDED_AT_ONCE):
-                    self._add([key_of(BlobKind.DATA, blob_id) for blob_id in many])
+                    self._add(DATA, many)
                 stack += self._take_trees(trees)
 
-    def keys(self, where: str = "1") -> Iterator[bytes]:
-        """All keys in order, read in pieces, so that the table may be changed meanwhile."""
-        last = b""
-        while rows := self.db.execute(
-            f"SELECT key FROM used WHERE key > ? AND {where} ORDER BY key LIMIT {BATCH}", (last,)
-        ).fetchall():
-            for (key,) in rows:
-                yield key
-            last = rows[-1][0]
+    def batches(self, since: int = 0) -> Iterator[tuple[BlobKind, list[bytes]]]:
+        """All that came in since a round, in order of their ids, a thousand at most of one kind at a time.
+
+        Read in pieces, so that the table may be changed meanwhile.
+        """
+        for number, kind in enumerate(KINDS):
+            last = b""
+            while rows := self.db.execute(
+                f"SELECT id FROM used WHERE id > ? AND kind = ? AND round >= ? ORDER BY id LIMIT {BATCH}",
+                (last, number, since),
+            ).fetchall():
+                yield kind, [row[0] for row in rows]
+                last = rows[-1][0]
 
     def _take_trees(self, ids: Iterable[bytes]) -> list[bytes]:
         """Those that were not in before."""
         new: list[bytes] = []
-        for batch in batches({key_of(BlobKind.TREE, blob_id) for blob_id in ids}):
-            known = self.db.execute(f"SELECT key FROM used WHERE key IN ({marks(batch)})", batch).fetchall()
-            fresh = set(batch).difference(row[0] for row in known)
-            self._add(fresh)
-            new += [key[:32] for key in fresh]
+        for batch in batches(set(ids)):
+            found = self.db.execute(f"SELECT id FROM used WHERE id IN ({marks(batch)}) AND kind = {TREE}", batch)
+            fresh = list(set(batch).difference(row[0] for row in found))
+            self._add(TREE, fresh)
+            new += fresh
         return new
 
-    def _add(self, keys: Iterable[bytes]) -> None:
-        self.db.executemany("INSERT OR IGNORE INTO used (key) VALUES (?)", [(key,) for key in sorted(set(keys))])
+    def _add(self, kind: int, ids: Iterable[bytes]) -> None:
+        rows = [(blob_id,) for blob_id in sorted(set(ids))]
+        with at_once(self.db):
+            self.db.executemany(f"INSERT OR IGNORE INTO used VALUES (?, {kind}, {self.round})", rows)
+
+
+@contextlib.contextmanager
+def at_once(db: LocalDatabase) -> Iterator[None]:
+    """One transaction for many rows. It is only for speed: the tables of this module cannot be rolled back."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("COMMIT")
 
 
 def references(tree_id: bytes, content: bytes) -> tuple[Sequence[bytes], list[bytes]]:
@@ -119,7 +133,7 @@ def references(tree_id: bytes, content: bytes) -> tuple[Sequence[bytes], list[by
     return Ids(b"".join([*data, *many])) if many else data, trees
 
 
-def batches(keys: Iterable[bytes], size: int = BATCH) -> Iterator[list[bytes]]:
+def batches(keys: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
     iterator = iter(keys)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -16,7 +16,8 @@ anything goes; what cannot be deleted yet is put out of sight and named in the r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,10 @@ from node_agent.repository.index import Index
 from node_agent.repository.index_file import PackEntry
 from node_agent.repository.index_rewrite import Change, rewrite_index
 from node_agent.repository.pack import BlobKind, PackedBlob
+from node_agent.repository.prover import Prover
 from node_agent.repository.reachable import references
 from node_agent.repository.reader import BlobReader
-from node_agent.repository.repack import PackStore, ReadPack, read_pack
+from node_agent.repository.repack import PackStore, ReadPack, read_pack, read_packs
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import list_snapshots
 from node_agent.repository.withdraw import StillLocked, inherit, longest, withdraw
@@ -72,7 +74,8 @@ def repair_packs(
     repo.guard(prove=True)
     run = _RepairPacks(repo, lock, sources, progress or Progress())
     try:
-        run.run(set(packs))
+        with run.store, run.prover:
+            run.run(set(packs))
     finally:
         run.index.close()
     repo.load_index()
@@ -87,9 +90,10 @@ class _RepairPacks:
         self.progress = progress
         self.result = RepairPacksResult()
         self.index = Index(repo.files, "repair")
+        self.prover = Prover(repo.files.key)
         self._written: list[PackEntry] = []
         self._written_indexes: list[str] = []
-        self._store = PackStore(repo.files, repo.guard, self._note_written, repo.pack_size)
+        self.store = PackStore(repo.files, repo.guard, self._note_written, repo.pack_size)
         self._damaged: set[str] = set()
         self._bad: set[tuple[str, BlobKind, bytes]] = set()
         self._fetched: set[tuple[BlobKind, bytes]] = set()
@@ -101,7 +105,7 @@ class _RepairPacks:
             self._rewrite(self._without_bad)
         self._move_good()
         self._heal_missing()
-        self._store.flush()
+        self.store.flush()
         self._prove_written()
         until = longest(self.repo.backend, Kind.PACK, sorted(self._damaged))
         inherit(self.repo.backend, Kind.PACK, [pack for pack, _ in self._written], until)
@@ -122,20 +126,25 @@ class _RepairPacks:
         self.index.refresh()
 
     def _examine(self, packs: set[str]) -> None:
-        self.progress.set(phase="repair: read packs")
         unknown = set(packs)
-        for pack, blobs in self.index.packs():
-            if pack not in packs:
+        wanted = (entry for entry in self.index.packs() if entry[0] in packs)
+        for read in self._read("repair: read packs", wanted, len(packs)):
+            unknown.discard(read.pack)
+            if not read.bad and self._named_rightly(read.pack):
+                self.result.healthy_packs.append(read.pack)
                 continue
-            self.progress.check()
-            unknown.discard(pack)
-            read = read_pack(self.repo.files, pack, blobs)
-            if not read.bad and self._named_rightly(pack):
-                self.result.healthy_packs.append(pack)
-                continue
-            self._damaged.add(pack)
-            self._bad.update((pack, blob.kind, blob.id) for blob, _ in read.bad)
+            self._damaged.add(read.pack)
+            self._bad.update((read.pack, blob.kind, blob.id) for blob, _ in read.bad)
         self.result.unknown_packs = sorted(unknown)
+
+    def _read(self, phase: str, wanted: Iterable[PackEntry], count: int) -> Iterator[ReadPack]:
+        """Packs of the index, read and proven, and counted."""
+        self.progress.set(phase=phase, total_files=count, done_files=0)
+        with closing(read_packs(self.repo.files, wanted, self.prover)) as packs:
+            for read in packs:
+                self.progress.check()
+                yield read
+                self.progress.add(done_files=1)
 
     def _named_rightly(self, pack: str) -> bool:
         """Also the header, which the index does not need, must be whole: stock restic reads it."""
@@ -149,18 +158,16 @@ class _RepairPacks:
         return (pack, good) if good else None
 
     def _move_good(self) -> None:
-        self.progress.set(phase="repair: move blobs")
-        for pack, blobs in self.index.packs():
-            if pack in self._damaged:
-                self._move(read_pack(self.repo.files, pack, blobs))
+        wanted = (entry for entry in self.index.packs() if entry[0] in self._damaged)
+        for read in self._read("repair: move blobs", wanted, len(self._damaged)):
+            self._move(read)
 
     def _move(self, read: ReadPack) -> None:
-        self.progress.check()
         for _, error in read.bad:
             raise error  # it was good a moment ago: the store cannot be trusted now
-        for blob, sealed in read.good:
+        for blob, sealed in read.blobs():
             if not self._kept_elsewhere(blob):
-                self._store.add(blob, sealed)
+                self.store.add(blob, sealed)
                 self.result.moved_blobs += 1
 
     def _kept_elsewhere(self, blob: PackedBlob) -> bool:
@@ -170,10 +177,16 @@ class _RepairPacks:
 
     def _heal_missing(self) -> None:
         """Walk all snapshots and fetch what the index does not name; trees that are fetched are walked as well."""
-        self.progress.set(phase="repair: fetch what is missing")
         reader = BlobReader(self.repo.files, self.index)
-        stack = [bytes.fromhex(snapshot.tree) for snapshot in list_snapshots(self.repo)]
+        roots = sorted({bytes.fromhex(snapshot.tree) for snapshot in list_snapshots(self.repo)})
+        self.progress.set(phase="repair: fetch what is missing", total_files=len(roots), done_files=0)
         seen: set[bytes] = set()
+        for root in roots:
+            self._heal_below(root, reader, seen)
+            self.progress.add(done_files=1)
+
+    def _heal_below(self, root: bytes, reader: BlobReader, seen: set[bytes]) -> None:
+        stack = [root]
         data: set[bytes] = set()
         while stack:
             self.progress.check()
@@ -214,16 +227,15 @@ class _RepairPacks:
             except BrsError as error:
                 self.progress.log("debug", f"{source.backend.url}: {error}")
                 continue
-            self._store.add_content(kind, content)
+            self.store.add_content(kind, content)
             self.result.healed_blobs += 1
             return content
         self.result.lost_blobs.append(f"{kind} {blob_id.hex()}")
         return None
 
     def _prove_written(self) -> None:
-        self.progress.set(phase="repair: prove what was stored")
-        for pack, blobs in self._written:
-            for _, error in read_pack(self.repo.files, pack, blobs).bad:
+        for read in self._read("repair: prove what was stored", self._written, len(self._written)):
+            for _, error in read.bad:
                 raise error
 
     def _drop(self) -> None:
