@@ -88,6 +88,8 @@ def _has_machines(request: HttpRequest) -> bool:
 class PolicyForm(ScopedForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for name in {"command_before", "command_after"} & self.fields.keys():
+            self.fields[name].widget.attrs["rows"] = 3
         if (staging := self.fields.get("staging")) is not None:
             staging.label = _("How")
             staging.widget.choices = [
