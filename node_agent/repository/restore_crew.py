@@ -34,7 +34,7 @@ from node_agent.repository.writer import usable_processors
 logger = logging.getLogger(__name__)
 
 THREADS = 2
-PROCESSES = 2
+PROCESSES = 4  # at most; not more than there are cores
 THREADS_FAR = 4  # they wait for the network most of the time
 PER_THREAD = 3  # pieces given out at a time
 PER_PROCESS = 3
