@@ -1,4 +1,5 @@
-"""Images of a Ceph cluster as a platform: each image is a machine of one disk, joined with the driver *ceph*."""
+"""Images of a Ceph cluster as a platform, joined with the driver *ceph*: each image is a machine of one disk, and each
+group of images a machine of several."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ from node_agent.drivers.base import (
 )
 from node_agent.drivers.ceph.access import CephAccess
 from node_agent.drivers.ceph.cluster import Cluster
-from node_agent.drivers.ceph.import_ import ImportOptions, import_image
-from node_agent.drivers.ceph.inventory import list_images, list_pools
+from node_agent.drivers.ceph.groups import Group, disk_names, group_of, id_of, list_groups, members
+from node_agent.drivers.ceph.import_several import import_images, placed
+from node_agent.drivers.ceph.inventory import Image, list_images, list_pools
 from node_agent.drivers.ceph.journal import Journal
 from node_agent.drivers.ceph.probe import probe
+from node_agent.drivers.ceph.snapshots import owner_of
 from node_agent.drivers.ceph.source import DISK, ImageRef, RbdRequest, open_images
-from node_agent.errors import BrsError, TargetError
+from node_agent.drivers.ceph.undo import heal
+from node_agent.errors import BrsError
 from node_agent.items import Extent, Issue
 from node_agent.protocol import PlatformAccess
 from node_agent.tasks.context import TaskContext
@@ -77,27 +81,65 @@ class RbdPlatform(MachinePlatform):
                 if pool not in there:
                     yield Issue(pool, "pool-missing", "The pool is not in the cluster.")
                     continue
+                images: dict[str, Image] = {}
                 for image in list_images(cluster, pool):
                     if isinstance(image, BrsError):
                         yield Issue(pool, image.code, image.message)
                         continue
-                    yield FoundMachine(
-                        id=f"{self._access.fsid}/{pool}/{image.id}",
-                        name=image.name,
-                        state="in use" if image.watchers else "not in use",
-                        disks=[FoundDisk(DISK, image.size, "rbd")],
-                        project=pool,
-                        summary={"Pool": pool, "Snapshots": str(len(image.snapshots))},
-                    )
+                    self._heal(cluster, image)
+                    images[image.name] = image
+                    yield self._found(image)
+                for group in list_groups(cluster, pool):
+                    yield self._found_group(cluster, group)
+
+    def _heal(self, cluster: Cluster, image: Image) -> None:
+        """What a restore that died left half written; what cannot be rolled back now, a backup of it will say."""
+        try:
+            said = heal(cluster, image)
+        except BrsError as error:
+            said = error.message
+        if said:
+            self._progress.log("warning", said)
+
+    def _found(self, image: Image) -> FoundMachine:
+        return FoundMachine(
+            id=f"{self._access.fsid}/{image.pool}/{image.id}",
+            name=image.name,
+            state="in use" if image.watchers else "not in use",
+            disks=[FoundDisk(DISK, image.size, "rbd")],
+            project=image.pool,
+            summary={"Pool": image.pool, "Snapshots": str(len(image.snapshots))},
+        )
+
+    def _found_group(self, cluster: Cluster, group: Group) -> FoundMachine:
+        """One that cannot be backed up as it is is there all the same, and says why."""
+        images: list[Image] = []
+        summary = {"Pool": group.pool}
+        try:
+            images = members(cluster, group)
+            summary["Group of images"] = ", ".join(sorted(image.name for image in images))
+        except BrsError as error:
+            summary["Cannot be backed up"] = error.message
+        named = disk_names(self._access.fsid, images, {})
+        return FoundMachine(
+            id=id_of(self._access.fsid, group),
+            name=group.name,
+            state="in use" if any(image.watchers for image in images) else "not in use",
+            disks=[FoundDisk(name, image.size, "rbd") for name, image in named.items()],
+            project=group.pool,
+            summary=summary,
+        )
 
     @contextmanager
     def open(self, wanted: MachineRequest, previous: Previous | None) -> Iterator[Machine]:
-        _fsid, _, rest = wanted.id.partition("/")
-        pool, _, image_id = rest.rpartition("/")
+        group = group_of(wanted.id)
+        pool, _, image_id = wanted.id.partition("/")[2].rpartition("/")
         request = RbdRequest(
             access=self._access,
-            images={DISK: ImageRef(pool, wanted.name, image_id)},
-            owner=wanted.mark,
+            images={} if group is not None else {DISK: ImageRef(pool, wanted.name, image_id)},
+            # An image may be protected by itself and in a group: neither takes the other's snapshots for its own.
+            owner=wanted.mark if group is None else owner_of(wanted.mark, wanted.id),
+            group=group,
             previous=previous,
         )
         with open_images(request, self._journal) as machine:
@@ -110,12 +152,8 @@ class RbdPlatform(MachinePlatform):
         disks: Mapping[str, DiskReader],
         tick: Callable[[str, int], None],  # noqa: ARG002 - the driver counts by itself
     ) -> Restored:
-        if len(disks) != 1:
-            raise TargetError("An image of Ceph is one disk.", hint="Choose one disk.")
-        name, reader = next(iter(disks.items()))
-        pool = order.storage or order.id.partition("/")[2].rpartition("/")[0]
-        options = ImportOptions(pool=pool, name=order.name, overwrite=order.overwrite)
-        done = import_image(
-            self._access, self._journal, options, _Content(reader, reader.size), metadata, name, self._progress
-        )
-        return Restored(f"rbd:{done.pool}/{done.name}")
+        contents = {name: _Content(reader, reader.size) for name, reader in disks.items()}
+        options = placed(order.id, order.name, order.storage, metadata, list(disks), overwrite=order.overwrite)
+        done = import_images(self._access, self._journal, options, contents, metadata, self._progress)
+        notes = [note for one in done for note in one.notes]
+        return Restored(", ".join(f"rbd:{one.pool}/{one.name}" for one in done), notes)

@@ -63,6 +63,7 @@ osd pool default pg num = 4
 osd pool default pgp num = 4
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
+osd client watch timeout = 5
 mon allow pool size one = true
 mon allow pool delete = true
 mon max pg per osd = 500

@@ -122,8 +122,11 @@ class Bench:
                     reader.read(offset, min(STEP, reader.size - offset)) for offset in range(0, reader.size, STEP)
                 )
 
-    def restore(self, machine: MachineFacts, point: BackupResult, order: MachineTarget) -> RestoreResult:
-        target = RestoreTarget(driver=self.access.kind, path="", format="", machine=order)
+    def restore(
+        self, machine: MachineFacts, point: BackupResult, order: MachineTarget, *, overwrite: bool = False
+    ) -> RestoreResult:
+        allowed = "always" if overwrite else "never"
+        target = RestoreTarget(driver=self.access.kind, path="", format="", machine=order, overwrite=allowed)
         spec = RestoreSpec(
             workload_name=machine.name,
             repository=self.repository,

@@ -192,7 +192,7 @@ def store(repo: Repository, machine: Machine, previous: Point | None) -> Point:
         )
         for name, disk in machine.disks.items()
     }
-    notes = [one.message for one in (*machine.left_out, *issues.items)]
+    notes = [one.message for one in (*machine.left_out, *machine.notes, *issues.items)]
     return Point(result, Previous(bases, metadata), issues, notes)
 
 

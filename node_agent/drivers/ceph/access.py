@@ -22,6 +22,7 @@ class CephAccess:
 
     ``user`` is the name without ``client.``. ``pools`` are those that may be touched, each ``pool`` or
     ``pool/namespace``. ``fsid``: the cluster that is meant; another one that answers there is refused.
+    ``any_cluster``: whichever answers is meant, because a machine's description names it by its monitors alone.
     """
 
     mon_hosts: Sequence[str]
@@ -29,6 +30,7 @@ class CephAccess:
     user: str
     key: str = field(repr=False)
     pools: Sequence[str] = ()
+    any_cluster: bool = False
 
     def check(self) -> None:
         """Raises ConfigError, which names the field, for what can be no access."""
@@ -37,7 +39,8 @@ class CephAccess:
         if not _USER.fullmatch(self.user) or self.user.startswith("client."):
             raise _wrong("The user's name", "Give it without “client.”, such as brs for client.brs.")
         try:
-            uuid.UUID(self.fsid)
+            if not self.any_cluster:
+                uuid.UUID(self.fsid)
         except ValueError:
             raise _wrong("The cluster's fsid", "It is what “ceph fsid” prints, a UUID.") from None
         try:

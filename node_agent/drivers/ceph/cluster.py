@@ -107,7 +107,7 @@ class Cluster:
     def __init__(self, access: CephAccess) -> None:
         access.check()
         self.access = access
-        self.librbd = ""
+        self.librbd = self.fsid = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._sent: deque[tuple[int, str]] = deque()  # not answered yet
@@ -222,8 +222,9 @@ class Cluster:
                 f"The Ceph cluster does not let client.{access.user} in with this key.",
                 hint="Correct the user's name or key: ceph auth get client.NAME.",
             ) from error
-        if told["fsid"] != access.fsid:
-            raise CephOther(f"The cluster {told['fsid']} answers, but {access.fsid} is meant.")
+        self.fsid = str(told["fsid"])
+        if self.fsid != access.fsid and not access.any_cluster:
+            raise CephOther(f"The cluster {self.fsid} answers, but {access.fsid} is meant.")
         self.librbd = told["librbd"]
 
     def _bytes(self, length: int) -> bytes:

@@ -2,9 +2,9 @@
 
 A new image is written under a passing name and gets its own when it is whole; a run that fails or dies leaves no image
 that looks like one. Into an existing image, only when that is asked for and nobody has it open: a snapshot is taken
-first, only what differs is written, and after a failure the image is rolled back to it (after the node's death by
-hand: the snapshot ``brs-undo-…`` is still there). What differs is known from the cluster where the image still has the
-snapshot that the point was read from; otherwise both are compared.
+first, only what differs is written, and after a failure the image is rolled back to it (after the node's death by the
+next task, see :mod:`node_agent.drivers.ceph.undo`). What differs is known from the cluster where the image still has
+the snapshot that the point was read from, or an older one; otherwise both are compared.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from node_agent.drivers.base import DiskContent
+from node_agent.drivers.ceph import undo as undoing
 from node_agent.drivers.ceph.access import CephAccess
-from node_agent.drivers.ceph.cluster import CephBusy, CephExists, CephMissing, Cluster
+from node_agent.drivers.ceph.cluster import CephBusy, CephError, CephExists, CephMissing, Cluster
 from node_agent.drivers.ceph.content import RbdContent
 from node_agent.drivers.ceph.inventory import FEATURES, Image, Snapshot, describe, list_pools
 from node_agent.drivers.ceph.journal import Entry, Journal
-from node_agent.drivers.ceph.snapshots import UNDO, ours_on, release, remove
+from node_agent.drivers.ceph.snapshots import release
 from node_agent.drivers.ceph.tracking import kept_of, read_facts, why_not
 from node_agent.errors import BrsError, TargetError, TargetExists
 from node_agent.items import Extent, printable
@@ -64,6 +65,7 @@ class ImportResult:
     how: str = "new"
     written_bytes: int = 0
     zeroed_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def import_image(
@@ -118,7 +120,7 @@ def _new(
     progress: Progress,
 ) -> ImportResult:
     passing = f"brs-import-{secrets.token_hex(8)}"
-    entry = Entry(cluster.access.fsid, options.pool, "", passing, KIND)
+    entry = Entry(cluster.fsid, options.pool, "", passing, KIND)
     result = ImportResult(options.pool, options.name)
     with journal.under_way(entry):
         try:
@@ -188,7 +190,7 @@ def _remove_image(cluster: Cluster, journal: Journal, entry: Entry) -> None:
 
 
 def _clear_images(cluster: Cluster, journal: Journal) -> None:
-    for entry in journal.left_behind(cluster.access.fsid):
+    for entry in journal.left_behind(cluster.fsid):
         if entry.kind == KIND and entry.pool in cluster.access.pools:
             _remove_image(cluster, journal, entry)
 
@@ -205,37 +207,46 @@ def _into(
     disk: str,
     progress: Progress,
 ) -> ImportResult:
-    _refuse_used(image)
     result = ImportResult(options.pool, options.name, image.id)
+    image = _healed(cluster, image, result)
+    _refuse_used(image)
     with _opened(cluster, image.pool, image.id) as handle:
         if "exclusive-lock" in image.features:
             cluster.call("lock", handle=handle)  # from here on whoever opens it waits for us
         _refuse_used(describe(cluster, image.pool, image_id=image.id))
-        before, undo = _undo_point(cluster, image)
+        before, undo = undoing.begin(cluster, image, handle)
         try:
             if before.size != source.size:
                 cluster.call("resize", handle=handle, size=source.size)
             _write_what_differs(cluster, handle, before, undo, source, metadata, disk, progress, result)
             cluster.call("flush", handle=handle)
         except BaseException:
-            _take_back(cluster, handle, before, undo)
+            undoing.take_back(cluster, before, handle, undo)
             raise
-        after = describe(cluster, image.pool, image_id=image.id)
-        for problem in _clean_up(cluster, after, undo, options.owner):
+        failed = undoing.finish(cluster, before, handle, undo)
+        if options.owner:
+            failed += release(cluster, describe(cluster, image.pool, image_id=image.id), options.owner)
+        for problem in failed:
             log.warning("A snapshot of %s stays for now: %s", image.spec, problem)
     return result
+
+
+def _healed(cluster: Cluster, image: Image, result: ImportResult) -> Image:
+    """Where there is nothing to roll back to, what is there is overwritten as well as anything else."""
+    try:
+        said = undoing.heal(cluster, image)
+    except CephBusy:
+        raise
+    except CephError as error:
+        said = error.message
+    if said:
+        result.notes.append(said)
+    return describe(cluster, image.pool, image_id=image.id) if said else image
 
 
 def _refuse_used(image: Image) -> None:
     if image.watchers:
         raise CephBusy(f"The image {printable(image.spec)} is in use by {', '.join(image.watchers)}.")
-
-
-def _undo_point(cluster: Cluster, image: Image) -> tuple[Image, Snapshot]:
-    name = f"brs-{UNDO}-{secrets.randbelow(10**12)}"
-    cluster.call("create_snapshot", pool=image.pool, image_id=image.id, name=name)
-    now = describe(cluster, image.pool, image_id=image.id)
-    return now, next(one for one in now.snapshots if one.name == name)
 
 
 def _write_what_differs(
@@ -252,7 +263,7 @@ def _write_what_differs(
     old = RbdContent(cluster, before, undo)
     writer = _Writer(cluster, handle, result, progress)
     kept = kept_of(metadata, disk)
-    if kept is not None and not why_not(kept, cluster.access.fsid, before, undo):
+    if kept is not None and not why_not(kept, cluster.fsid, before, undo):
         result.how = "changes"
         for extent in old.differences(before.snapshot(kept.snapshot_id)):
             for offset, piece in _pieces(source, extent, progress):
@@ -276,29 +287,6 @@ def _spans(source: DiskContent, old: RbdContent) -> Iterator[Extent]:
         if start < one.end:
             yield Extent(start, one.end - start)
             position = one.end
-
-
-def _take_back(cluster: Cluster, handle: int, image: Image, undo: Snapshot) -> None:
-    try:
-        cluster.call("rollback", handle=handle, name=undo.name)
-        _clean_up(cluster, describe(cluster, image.pool, image_id=image.id), undo, "")
-    except BrsError as error:
-        log.error(
-            "%s is written in part, and could not be rolled back: %s Do so by hand: rbd snap rollback %s@%s",
-            image.spec, error, image.spec, undo.name,
-        )  # fmt: skip
-
-
-def _clean_up(cluster: Cluster, image: Image, undo: Snapshot, owner: str) -> list[BrsError]:
-    """The undo point goes, those that earlier imports could not remove too, and what the owner kept."""
-    failed = release(cluster, image, owner) if owner else []
-    for one in ours_on(image, UNDO):
-        if one.snapshot.id <= undo.id:
-            try:
-                remove(cluster, one)
-            except BrsError as error:
-                failed.append(error)
-    return failed
 
 
 # --- writing ---

@@ -156,7 +156,7 @@ class Child:
         image.set_snap_by_id(one["id"])
         try:
             return {
-                "id": one["id"], "name": one["name"], "size": one["size"], "flags": image.flags(),
+                "id": one["id"], "name": self._snapshot_name(one), "size": one["size"], "flags": image.flags(),
                 "kind": MODES.get(one["namespace"], "other"),
                 "made": _seconds(image.get_snap_timestamp(one["id"])),
                 "protected": bool(one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER
@@ -164,6 +164,11 @@ class Child:
             }  # fmt: skip
         finally:
             image.set_snap(None)
+
+    def _snapshot_name(self, one: dict[str, Any]) -> str:
+        if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_GROUP:
+            return str(one["group"]["snap_name"])  # its own is made of numbers
+        return str(one["name"])
 
     def open(self, pool: str, image_id: str, snapshot_id: int | None = None, read_only: bool = True) -> dict[str, int]:
         image = self._opened(pool, None, image_id, read_only)
@@ -221,6 +226,33 @@ class Child:
     def rollback(self, handle: int, name: str) -> None:
         self.images[handle].rollback_to_snap(name)
 
+    # --- groups ---
+
+    def _group(self, pool: str, name: str) -> Any:
+        return rbd.Group(self._pool(pool), name)
+
+    def list_groups(self, pool: str) -> list[str]:
+        return list(rbd.RBD().group_list(self._pool(pool)))
+
+    def group_images(self, pool: str, name: str) -> list[dict[str, str]]:
+        images = self._group(pool, name).list_images()
+        return [{"name": one["name"], "pool": self.cluster.pool_reverse_lookup(one["pool"])} for one in images]
+
+    def list_group_snapshots(self, pool: str, group: str) -> list[str]:
+        return [one["name"] for one in self._group(pool, group).list_snaps()]
+
+    def create_group_snapshot(self, pool: str, group: str, name: str) -> None:
+        self._group(pool, group).create_snap(name)
+
+    def remove_group_snapshot(self, pool: str, group: str, name: str) -> None:
+        self._group(pool, group).remove_snap(name)
+
+    def create_group(self, pool: str, name: str) -> None:
+        rbd.RBD().group_create(self._pool(pool), name)
+
+    def add_to_group(self, pool: str, group: str, image_pool: str, image: str) -> None:
+        self._group(pool, group).add_image(self._pool(image_pool), image)
+
     # --- writing ---
 
     def create(
@@ -259,6 +291,9 @@ class Child:
 
     def set_metadata(self, handle: int, key: str, value: str) -> None:
         self.images[handle].metadata_set(key, value)
+
+    def remove_metadata(self, handle: int, key: str) -> None:
+        self.images[handle].metadata_remove(key)
 
     def write(self, handle: int, offset: int, payload: bytes) -> None:
         writes = self.writes[handle]

@@ -73,7 +73,7 @@ def snapshots_of(
     for number in range(last + 1, last + 1 + _TRIES):
         name = f"brs-{owner}-{number}"
         with ExitStack() as held:
-            entries = [Entry(cluster.access.fsid, image.pool, image.id, name, KIND) for image in images]
+            entries = [Entry(cluster.fsid, image.pool, image.id, name, KIND) for image in images]
             for entry in entries:
                 held.enter_context(journal.under_way(entry))
             try:
@@ -120,7 +120,7 @@ def clear_left_behind(
     """
     removed, spared = 0, set(spared)
     wanted = {(image.pool, image.id) for image in images} if images is not None else None
-    for entry in journal.left_behind(cluster.access.fsid):
+    for entry in journal.left_behind(cluster.fsid):
         if entry.kind != KIND or entry.pool not in cluster.access.pools:
             continue
         if wanted is not None and (entry.pool, entry.image_id) not in wanted:

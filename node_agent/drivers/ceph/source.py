@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,10 +18,12 @@ from node_agent.drivers.base import Consistency, Disk, Machine, Previous
 from node_agent.drivers.ceph.access import CephAccess
 from node_agent.drivers.ceph.cluster import CephError, CephMissing, Cluster
 from node_agent.drivers.ceph.content import RbdContent
+from node_agent.drivers.ceph.groups import Group, disk_names, members, snapshot_of
 from node_agent.drivers.ceph.inventory import Image, describe, identity
 from node_agent.drivers.ceph.journal import Journal
 from node_agent.drivers.ceph.snapshots import Made, clear_left_behind, release, snapshots_of
-from node_agent.drivers.ceph.tracking import FILE, changes_since, described, kept_by
+from node_agent.drivers.ceph.tracking import FILE, changes_since, described, kept_by, read_facts
+from node_agent.drivers.ceph.undo import heal
 from node_agent.errors import BrsError, RefusedError
 from node_agent.items import Issue, Severity, printable
 
@@ -45,12 +47,13 @@ class RbdRequest:
 
     ``keep``: leave the new snapshot on the images once it is acknowledged, for the next run to go on from.
     ``still``: nobody writes to the images until ``open_images`` has yielded (their machine stands still or is off), so
-    that snapshots of several are of one instant.
+    that snapshots of several are of one instant. ``group``: instead of ``images`` those of a group, of one instant.
     """
 
     access: CephAccess
     images: Mapping[str, ImageRef]
     owner: str
+    group: Group | None = None
     keep: bool = True
     still: bool = False
     previous: Previous | None = None
@@ -60,16 +63,20 @@ class RbdRequest:
 def open_images(request: RbdRequest, journal: Journal) -> Iterator[Machine]:
     """A Machine. What it made is removed at the end unless it was acknowledged; the older snapshots go only then."""
     with Cluster(request.access) as cluster, ExitStack() as opened:
-        refs = request.images
-        images = [find(cluster, ref) for ref in refs.values()]
-        before = kept_by(request.previous, list(refs))
-        clear_left_behind(cluster, journal, images, [kept.snapshot_id for kept in before])
+        images, healed = _images(cluster, request)
+        there = list(images.values())
+        before = kept_by(request.previous, list(images))
+        clear_left_behind(cluster, journal, there, [kept.snapshot_id for kept in before])
         names = [kept.snapshot_name for kept in before]
-        taking = opened.enter_context(snapshots_of(cluster, journal, images, request.owner, names))
+        taking = opened.enter_context(snapshots_of(cluster, journal, there, request.owner, names))
+        read: Sequence[Made] = taking.made
+        if request.group is not None:
+            name = taking.made[0].snapshot.name
+            read = opened.enter_context(snapshot_of(cluster, request.group, there, request.owner, name))
         instant = time.time()
-        made = dict(zip(refs, taking.made, strict=True))
+        made = dict(zip(images, taking.made, strict=True))
         disks, notes = {}, []
-        for name, one in made.items():
+        for name, one in zip(images, read, strict=True):
             disks[name], note = _disk(cluster, request, name, one)
             notes += [note] if note is not None else []
 
@@ -79,14 +86,31 @@ def open_images(request: RbdRequest, journal: Journal) -> Iterator[Machine]:
             for one in made.values():
                 _release_older(cluster, one, request.owner)
 
+        one_instant = request.still or request.group is not None or len(images) == 1
         yield Machine(
             disks=disks,
-            metadata=_metadata(request, made),
-            consistency=Consistency.CRASH if request.still or len(refs) == 1 else Consistency.NONE,
+            metadata=_metadata(request, made, {name: disk.content.size for name, disk in disks.items()}),
+            consistency=Consistency.CRASH if one_instant else Consistency.NONE,
             instant=instant,
             acknowledge=acknowledge,
-            left_out=notes,
+            notes=[*healed, *notes],
         )
+
+
+def _images(cluster: Cluster, request: RbdRequest) -> tuple[dict[str, Image], list[Issue]]:
+    """By the disk's name; none of them half written by a restore that died: such a one is rolled back first."""
+    if request.group is None:
+        found = {name: find(cluster, ref) for name, ref in request.images.items()}
+    else:
+        facts = read_facts(request.previous.metadata) if request.previous is not None else {}
+        before = {str(one.get("tracking", {}).get("identity", "")): name for name, one in facts.items()}
+        found = disk_names(request.access.fsid, members(cluster, request.group), before)
+    notes = []
+    for name, image in found.items():
+        if said := heal(cluster, image):
+            notes.append(Issue(name, "restore-undone", said, Severity.NOTE))
+            found[name] = describe(cluster, image.pool, image_id=image.id)
+    return found, notes
 
 
 def find(cluster: Cluster, ref: ImageRef) -> Image:
@@ -116,13 +140,15 @@ def _disk(cluster: Cluster, request: RbdRequest, name: str, made: Made) -> tuple
     return Disk(path, content, "rbd", changes, identity(fsid, made.image)), note
 
 
-def _metadata(request: RbdRequest, made: Mapping[str, Made]) -> dict[str, bytes]:
+def _metadata(request: RbdRequest, made: Mapping[str, Made], sizes: Mapping[str, int]) -> dict[str, bytes]:
     fsid = request.access.fsid
     disks = [
-        {"name": name, "path": f"rbd:{one.image.pool}/{one.image.name}", "format": "rbd", "size": one.snapshot.size}
+        {"name": name, "path": f"rbd:{one.image.pool}/{one.image.name}", "format": "rbd", "size": sizes[name]}
         for name, one in made.items()
     ]
     facts = {"version": 1, "platform": "ceph", "fsid": fsid, "disks": disks}
+    if request.group is not None:
+        facts["group"] = {"pool": request.group.pool, "name": request.group.name}
     return {
         "vm.json": json.dumps(facts, indent=1).encode(),
         FILE: described(fsid, {name: (one.image, one.snapshot) for name, one in made.items()}, kept=request.keep),

@@ -1,7 +1,8 @@
 """Whether what changed since the point before can be asked of the cluster, and if not, why.
 
 The snapshot that was kept is named in the metadata of the very point whose blocks would be inherited, with its id and
-time: so extents since it are relative to what that point holds, and to nothing else.
+time: so extents since it are relative to what that point holds, and to nothing else. It is what the point was read
+from, or was made just before that (of a group): then the extents hold a little more than what changed, never less.
 """
 
 from __future__ import annotations
