@@ -23,11 +23,13 @@ RUN_COMMANDS := qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-io:qemu-utils mke2f
 TEST_COMMANDS := $(RUN_COMMANDS) restic:restic borg:borgbackup zstd:zstd chromium:chromium redis-server:redis-server setfattr:attr setfacl:acl \
                  /usr/lib/postgresql/15/bin/postgres:postgresql-15 ip:iproute2 mount:mount \
                  rclone:rclone sshd:openssh-server ssh:openssh-client
-LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph:ceph-common rbd:ceph-common radosgw:radosgw restic:restic \
+QEMU_RBD := /usr/lib/$(shell uname -m)-linux-gnu/qemu/block-rbd.so
+LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph-mgr:ceph-mgr ceph:ceph-common rbd:ceph-common radosgw:radosgw restic:restic \
                 libvirtd:libvirt-daemon-system virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils \
                 sshd:openssh-server ssh:openssh-client busybox:busybox-static cpio:cpio syslinux:syslinux mcopy:mtools \
                 /usr/lib/syslinux/mbr/mbr.bin:syslinux-common mke2fs:e2fsprogs sfdisk:fdisk setfacl:acl openssl:openssl \
-                swtpm:swtpm swtpm_setup:swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf virtnbdbackup:virtnbdbackup nbdcopy:libnbd-bin
+                swtpm:swtpm swtpm_setup:swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf virtnbdbackup:virtnbdbackup nbdcopy:libnbd-bin \
+                $(QEMU_RBD):qemu-block-extra
 
 .PHONY: help demo run test test-postgres test-lab check lint format bench soak clean
 help:

@@ -36,7 +36,12 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    PlatformKind.KVM: Kind("kvm1.example", "root", ("uri", "scratch"), ("private-key", "key-passphrase", "password")),
+    PlatformKind.KVM: Kind(
+        "kvm1.example",
+        "root",
+        ("uri", "scratch", "rbd-snapshots"),
+        ("private-key", "key-passphrase", "password"),
+    ),
     PlatformKind.RBD: Kind("mon1.example:6789", "admin", ("fsid", "pools"), ("key",)),
 }
 _ADDRESS = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?\Z|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?\Z")
@@ -88,6 +93,8 @@ def clean_options(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
     found = _texts("options", given, KINDS[kind].options)
     if "scratch" in found and not re.fullmatch(r"/[^\x00\n]*", found["scratch"]):
         raise InvalidPlatform("options", _("The scratch folder must be an absolute path on the host."))
+    if found.get("rbd-snapshots", "yes") != "yes":
+        raise InvalidPlatform("options", _("Write “yes” for snapshots in Ceph, or leave it empty."))
     if kind == PlatformKind.RBD:
         _require_cluster(found)
     return found

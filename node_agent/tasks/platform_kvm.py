@@ -63,6 +63,7 @@ class KvmPlatform(MachinePlatform):
             private_key=told.get("private-key"),
             passphrase=told.get("key-passphrase"),
             password=told.get("password"),
+            ceph_snapshots=options.get("rbd-snapshots", "") == "yes",
             **{option: options[option] for option in ("uri", "scratch") if options.get(option)},
         )
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)

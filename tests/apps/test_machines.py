@@ -201,6 +201,7 @@ def test_a_cluster_is_named_by_its_fsid_and_pools():
         (platforms.clean_addresses, ["x@y"]), (platforms.clean_addresses, "kvm1"), (platforms.clean_addresses, ["a/b"]),
         (platforms.clean_login, "root; rm"), (platforms.clean_login, "-x"),
         (platforms.clean_options, {"nonsense": "1"}), (platforms.clean_options, {"scratch": "tmp"}),
+        (platforms.clean_options, {"rbd-snapshots": "maybe"}),
         (_of_rbd, {"pools": "vms"}), (_of_rbd, {"fsid": FSID}), (_of_rbd, {"fsid": "x", "pools": "vms"}),
         (platforms.clean_secrets, {"token": "x"}), (platforms.clean_secrets, {"password": 5}),
     ],

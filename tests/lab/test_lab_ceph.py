@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.backend_peers import needed
-from tests.lab import ceph
+from tests.lab import ceph, libvirt
 
 ALL = (*ceph.PROGRAMS, *ceph.GATEWAY_PROGRAMS)
 
@@ -40,6 +41,18 @@ def test_up_twice_is_one_lab_and_down_ends_it_and_nobody_else(folder: Path) -> N
         stranger.kill()
         stranger.wait()
     assert lab.pids() == [] and not folder.exists() and lab.down() == 0
+
+
+def test_with_a_manager_and_a_store_on_disk_it_tells_its_capacity_and_keeps_what_is_written(folder: Path) -> None:
+    needed("ceph-mgr", "rbd")
+    lab = ceph.Ceph(folder, store="bluestore", mgr=True, gateway=False, gib=1)
+    lab.up()
+    assert len(lab.pids()) == 3 and (folder / "osd0" / "block").stat().st_size == 1 << 30
+    libvirt.wait(lambda: json.loads(lab.ceph("df", "--format", "json"))["stats"]["total_bytes"] > 0, "the figures")
+    (folder / "given").write_bytes(os.urandom(3 << 20))
+    lab.rbd("import", "--no-progress", folder / "given", "rbd/one")
+    lab.rbd("export", "--no-progress", "rbd/one", folder / "back")
+    assert (folder / "back").read_bytes() == (folder / "given").read_bytes()
 
 
 def test_an_up_that_was_killed_half_way_is_cleared_and_begun_anew(folder: Path) -> None:

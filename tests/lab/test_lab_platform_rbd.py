@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.drivers.ceph.cluster import CephMissing
 from node_agent.errors import TargetExists
 from node_agent.protocol import MachineTarget, PlatformAccess
 from tests.lab import ceph
@@ -48,3 +49,25 @@ def test_from_the_connection_test_to_the_image_that_is_there_again(world: World,
     assert world.exported(f"{name}-back") == truth
     with pytest.raises(TargetExists):
         bench.restore(machine, again, MachineTarget(name=f"{name}-back"))
+
+
+def test_a_kept_snapshot_is_removed_by_rbd_alone_and_a_deleted_image_is_no_longer_found(
+    world: World, bench: Bench
+) -> None:
+    """The commands that docs/platform-ceph.md gives for removing traces."""
+    name = world.image(8 * MIB)
+    machine = bench.discover()[name]
+    full = bench.back_up(machine)
+    with pytest.raises(ceph.LabError, match="image has snapshots"):
+        world.lab.rbd("rm", "--no-progress", f"rbd/{name}")
+    for snapshot in world.snapshots(name):
+        assert snapshot.startswith("brs-")
+        world.lab.rbd("snap", "rm", "--no-progress", f"rbd/{name}@{snapshot}")
+    again = bench.back_up(machine, full)  # nothing breaks: all is read
+    assert "tracking-not-used" in {issue.code for issue in bench.issues.items} and again.new_bytes < 64 << 10
+    for snapshot in world.snapshots(name):
+        world.lab.rbd("snap", "rm", "--no-progress", f"rbd/{name}@{snapshot}")
+    world.lab.rbd("rm", "--no-progress", f"rbd/{name}")
+    assert name not in bench.discover()
+    with pytest.raises(CephMissing, match="There is no image"):
+        bench.back_up(machine, again)

@@ -68,10 +68,8 @@ print("done", flush=True)
 MOMENTS = (
     ("after create_snapshot", False),
     ("after set_metadata brs_import", False),
-    ("read 1", True),
-    ("read 4", False),
-    ("read 9", True),
-    ("after flush", True),
+    ("read 5", True),
+    ("after flush", False),
     ("after remove_metadata brs_import", False),
 )
 
@@ -138,7 +136,7 @@ def test_the_next_import_rolls_back_first_too_and_says_so(world: World, repo: Re
             world.back_up(repo, image)
         with pytest.raises(CephBusy, match="under way or died"):
             bring(world, repo, point, image, overwrite=True)
-        kill_and_wait(world, image, pids)
+        kill_and_wait(world, image, pids[:1])
     # Seen from the restored machine: somebody who started it on the half written image is not overruled.
     guest = world.holding(image)
     with pytest.raises(CephBusy) as caught:
@@ -158,7 +156,7 @@ def test_without_its_snapshot_a_half_written_image_is_refused_until_it_is_restor
     truth = world.exported(image)
     world.guest(image, ["write", 0, 38 * MIB, 3])
     with node_that_imports(world, repo, point, image, "read 5") as pids:
-        kill_and_wait(world, image, pids)
+        kill_and_wait(world, image, pids[:1])
     [undo] = ours(world, image)
     world.lab.rbd("snap", "rm", f"rbd/{image}@{undo}")
     with pytest.raises(CephError, match="written in part by a restore that died"):

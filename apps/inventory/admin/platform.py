@@ -39,6 +39,7 @@ SHOWN = 200
 LABELS = {
     "uri": gettext_lazy("libvirt's address (empty: qemu:///system)"),
     "scratch": gettext_lazy("Scratch folder on the host (empty: /var/tmp)"),
+    "rbd-snapshots": gettext_lazy("Increments of disks in Ceph by snapshots there (yes, or empty)"),
     "fsid": gettext_lazy("fsid of the cluster"),
     "pools": gettext_lazy("Pools, separated by commas"),
     "private-key": gettext_lazy("Private key"),
@@ -49,6 +50,10 @@ LABELS = {
 HELP = {
     "scratch": gettext_lazy("What a machine writes during its backup fills it; it needs room for that."),
     "password": gettext_lazy("Only without a private key."),
+    "rbd-snapshots": gettext_lazy(
+        "Otherwise such disks are read whole and compared. The node needs python3-rbd and reaches the cluster itself; "
+        "a snapshot stays on each image, which keeps it from being deleted."
+    ),
 }
 LONG = ("private-key",)
 

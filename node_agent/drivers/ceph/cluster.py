@@ -111,7 +111,7 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._sent: deque[tuple[int, str]] = deque()  # not answered yet
-        self._answers: dict[int, tuple[str, dict[str, Any], bytes]] = {}  # not taken yet
+        self._answers: dict[int, tuple[str, dict[str, Any], bytearray]] = {}  # not taken yet
         self._number = 0
 
     def __enter__(self) -> Cluster:
@@ -227,7 +227,7 @@ class Cluster:
             raise CephOther(f"The cluster {self.fsid} answers, but {access.fsid} is meant.")
         self.librbd = told["librbd"]
 
-    def _bytes(self, length: int) -> bytes:
+    def _bytes(self, length: int) -> bytearray:
         assert self._socket is not None
         data = bytearray(length)
         view, done = memoryview(data), 0
@@ -236,7 +236,7 @@ class Cluster:
             if not step:
                 raise ConnectionResetError
             done += step
-        return bytes(data)
+        return data
 
     def _gone(self, what: str) -> BrsError:
         process = self._process

@@ -1,6 +1,6 @@
 """A snapshot of an image, open for reading at any offset.
 
-What was asked for last decides how much is fetched: whoever reads on gets the next piece fetched meanwhile, in
+What was asked for last decides how much is fetched: whoever reads on gets the next pieces fetched meanwhile, in
 growing pieces; single blocks elsewhere are fetched alone. A snapshot that is removed while it is read would read as
 zeros, silently: so it is looked for again at the end (:meth:`RbdContent.changed`).
 """
@@ -8,6 +8,7 @@ zeros, silently: so it is looked for again at the end (:meth:`RbdContent.changed
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from node_agent.drivers.ceph.cluster import CephMissing, Cluster
@@ -19,6 +20,7 @@ _EXTENT = struct.Struct(">QQB")
 _DIFF_OBJECTS = 16384  # objects asked about in one call
 _GAP_OBJECTS = 16  # unchanged objects between two changed ones that are not worth a call of their own
 AHEAD = 8 << 20
+UNDER_WAY = 2  # pieces: one is read in the cluster while the other comes through the pipe
 FAST = {"object-map", "fast-diff"}
 
 
@@ -34,10 +36,11 @@ class RbdContent:
         self._handle: int = opened["handle"]
         self.size: int = opened["size"]
         self._extents: list[Extent] | None = None
-        self._piece, self._piece_at = b"", 0
+        self._piece: bytes | bytearray = b""
+        self._piece_at = 0
         self._next = 0  # where a sequential reader goes on
         self._window = 0
-        self._ahead: tuple[int, int, int] | None = None  # offset, length and number of the call that is under way
+        self._ahead: deque[tuple[int, int, int]] = deque()  # offset, length and number of the calls under way
 
     def close(self) -> None:
         self._settle()
@@ -111,38 +114,36 @@ class RbdContent:
             if not 0 <= begin < len(self._piece):
                 self._advance(at, length - len(out))
                 begin = 0
-            out += self._piece[begin : begin + length - len(out)]
+            out += bytes(memoryview(self._piece)[begin : begin + length - len(out)])
         return out
 
     def _advance(self, at: int, wanted: int) -> None:
-        """The piece at ``at`` becomes the current one, and the next is asked for, twice as long."""
-        if self._ahead is not None and self._ahead[0] == at:
-            _, size, number = self._ahead
-            self._ahead = None
+        """The piece at ``at`` becomes the current one, and the next are asked for, each up to twice as long."""
+        if self._ahead and self._ahead[0][0] == at:
+            _, size, number = self._ahead.popleft()
             self._piece = self._cluster.receive(number)
         else:
             self._settle()
             size = min(max(wanted, self._window), self.size - at)
             self._piece = self._fetch(at, size)
         self._piece_at = at
-        if self._window:
-            following = min(self._window, self.size - at - size)
-            if following > 0:
-                number = self._cluster.send("read", handle=self._handle, offset=at + size, length=following)
-                self._ahead = (at + size, following, number)
+        following = sum(self._ahead[-1][:2]) if self._ahead else at + size
+        while self._window and len(self._ahead) < UNDER_WAY and following < self.size:
+            length = min(self._window, self.size - following)
+            number = self._cluster.send("read", handle=self._handle, offset=following, length=length)
+            self._ahead.append((following, length, number))
+            following += length
         self._window = min(AHEAD, max(2 * self._window, size))
 
     def _settle(self) -> None:
-        """Drop the piece that is under way: it is not the one that is wanted now."""
-        if self._ahead is not None:
-            number = self._ahead[2]
-            self._ahead = None
-            self._cluster.receive(number)
+        """Drop the pieces that are under way: they are not what is wanted now."""
+        while self._ahead:
+            self._cluster.receive(self._ahead.popleft()[2])
 
-    def _fetch(self, offset: int, length: int) -> bytes:
+    def _fetch(self, offset: int, length: int) -> bytes | bytearray:
         if not length:
             return b""
-        data: bytes = self._cluster.call("read", handle=self._handle, offset=offset, length=length)
+        data: bytearray = self._cluster.call("read", handle=self._handle, offset=offset, length=length)
         return data
 
     def changed(self) -> bool:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import struct
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from typing import Any, BinaryIO
 
@@ -29,6 +31,7 @@ import rbd
 FRAME = struct.Struct(">II")
 EXTENT = struct.Struct(">QQB")
 WRITES_UNDER_WAY = 16
+READS_UNDER_WAY = 3
 FAREWELL_S = 20
 MODES = {rbd.RBD_SNAP_NAMESPACE_TYPE_USER: "user", rbd.RBD_SNAP_NAMESPACE_TYPE_GROUP: "group",
          rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH: "trash", rbd.RBD_SNAP_NAMESPACE_TYPE_MIRROR: "mirror"}  # fmt: skip
@@ -310,30 +313,49 @@ class Child:
         self.images[handle].flush()
 
 
-def serve(child: Child, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    while True:
-        head = incoming.read(FRAME.size)
-        if len(head) < FRAME.size:
-            return
-        text, payload = (incoming.read(size) for size in FRAME.unpack(head))
-        request = json.loads(text)
-        if payload:
-            request["payload"] = payload
-        data = b""
-        answer: dict[str, Any]
-        try:
-            result = getattr(child, request.pop("op"))(**request)
-            if isinstance(result, tuple):
-                result, data = result
-            answer = {"result": result}
-        except Exception as error:  # noqa: BLE001 - every failure is the answer; the node decides what it means
-            code = getattr(error, "errno", None)
-            answer = {"error": {"kind": type(error).__name__, "errno": code or 0, "text": str(error)}}
+def answer_to(child: Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    try:
+        result = getattr(child, request.pop("op"))(**request)
+    except Exception as error:  # noqa: BLE001 - every failure is the answer; the node decides what it means
+        code = getattr(error, "errno", None)
+        return {"error": {"kind": type(error).__name__, "errno": code or 0, "text": str(error)}}, b""
+    return ({"result": result[0]}, result[1]) if isinstance(result, tuple) else ({"result": result}, b"")
+
+
+def tell(waiting: queue.Queue[Future[tuple[dict[str, Any], bytes]] | None], outgoing: BinaryIO) -> None:
+    """Each answer when it is there, in the order of the requests."""
+    while (future := waiting.get()) is not None:
+        answer, data = future.result()
         raw = json.dumps(answer).encode()
-        outgoing.write(FRAME.pack(len(raw), len(data)))
-        outgoing.write(raw)
-        outgoing.write(data)
-        outgoing.flush()
+        try:
+            outgoing.write(FRAME.pack(len(raw), len(data)))
+            outgoing.write(raw)
+            outgoing.write(data)
+            outgoing.flush()
+        except OSError:  # nobody listens any more; the requests end, too
+            return
+
+
+def serve(child: Child, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Reads are worked on beside each other; whatever else is asked waits until they are done, and is done alone."""
+    waiting: queue.Queue[Future[tuple[dict[str, Any], bytes]] | None] = queue.Queue()
+    speaker = threading.Thread(target=tell, args=(waiting, outgoing), daemon=True)
+    speaker.start()
+    reads: list[Future[tuple[dict[str, Any], bytes]]] = []
+    with ThreadPoolExecutor(READS_UNDER_WAY) as pool:
+        while len(head := incoming.read(FRAME.size)) == FRAME.size:
+            text, payload = (incoming.read(size) for size in FRAME.unpack(head))
+            request = json.loads(text)
+            if payload:
+                request["payload"] = payload
+            if request["op"] == "read":
+                reads = [*(one for one in reads if not one.done()), pool.submit(answer_to, child, request)]
+                waiting.put(reads[-1])
+                continue
+            wait(reads)
+            done: Future[tuple[dict[str, Any], bytes]] = Future()
+            done.set_result(answer_to(child, request))
+            waiting.put(done)
 
 
 if __name__ == "__main__":

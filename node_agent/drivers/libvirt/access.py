@@ -13,6 +13,7 @@ class HostAccess:
     """``host_key``: a line ``ssh-ed25519 AAAA…`` or ``SHA256:…``; never taken on trust. Key or password, one of both.
 
     ``scratch``: a folder on the hypervisor that qemu may write to; what the machine writes during a backup fills it.
+    ``ceph_snapshots``: increments of RBD disks by snapshots in their cluster, which this node then reaches by itself.
     """
 
     host: str
@@ -24,6 +25,7 @@ class HostAccess:
     password: str | None = field(default=None, repr=False)
     uri: str = "qemu:///system"
     scratch: str = "/var/tmp"
+    ceph_snapshots: bool = False
 
     @property
     def shown(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.drivers.base import Changes, Consistency, Disk, DiskReader, Finding, Machine
-from node_agent.drivers.libvirt import pull, run_folder, stopped, tracking
+from node_agent.drivers.libvirt import pull, rbd_changes, run_folder, stopped, tracking
 from node_agent.drivers.libvirt.access import BackupRequest, HostAccess, ImportRequest
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
 from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy, MachineMissing
@@ -24,6 +24,7 @@ from node_agent.drivers.libvirt.journal import Entry, Journal
 from node_agent.drivers.libvirt.metadata import describe_machine, firmware_files
 from node_agent.drivers.libvirt.probe import probe
 from node_agent.drivers.libvirt.pull import Plan
+from node_agent.drivers.libvirt.rbd_changes import RbdTracking
 from node_agent.drivers.libvirt.tracking import Tracking
 from node_agent.errors import BrsError, SourceError
 from node_agent.items import Issue, Severity
@@ -126,18 +127,24 @@ class LibvirtHost:
         request = BackupRequest(uuid, mark)
         with Host(self.access) as host:
             vm = machine(host, uuid)
-            return [*tracking.strays(host, vm, request, "", ask_qemu=True), *run_folder.leftovers(host, request, "")]
+            snapshots = rbd_changes.left(host, vm, request, remove=False)
+            strays = tracking.strays(host, vm, request, "", ask_qemu=True)
+            return [*strays, *run_folder.leftovers(host, request, ""), *snapshots]
 
     def remove_traces(self, uuid: str, mark: str) -> None:
         """Everything of this mark; the next backup reads all. MachineBusy while one runs."""
         request = BackupRequest(uuid, mark)
         with Host(self.access) as host:
-            settle(host, request, Journal(self._state, self.access, uuid))
+            vm, _names = settle(host, request, Journal(self._state, self.access, uuid))
+            rbd_changes.left(host, vm, request, remove=True)
 
     @contextmanager
     def _running(self, run: _Run, path: str) -> Iterator[Machine]:
         host, vm, request = run.host, run.vm, run.request
-        with run_folder.run_folder(host, request, path, vm.state) as folder:
+        with (
+            run_folder.run_folder(host, request, path, vm.state) as folder,
+            rbd_changes.tracked(host, vm, request, self._state) as images,
+        ):
             try:
                 instant = self._now()
                 begun = _begin(run, folder)
@@ -145,9 +152,12 @@ class LibvirtHost:
                     run.note("", "not-frozen", f"The point is crash-consistent: {begun.why_not_frozen}.")
                 with pull.contents(host, vm, folder, run.plan) as contents:
                     dirty = {target: dirty_context(target) for target in run.plan.since}
-                    yield _machine(run, contents, dirty, begun.consistency, instant, run.plan.checkpoint)
+                    opened = _machine(run, contents, dirty, begun.consistency, instant, run.plan.checkpoint)
+                    yield _with_images(run, opened, images)
             finally:
                 folder.left = not _finish(run, path)
+                if run.acknowledged:
+                    images.keep()
             run.settled = not folder.left
 
     @contextmanager
@@ -310,6 +320,20 @@ def _machine(
         left_out=[*vm.issues(), *issues],
         notes=run.notes,
     )
+
+
+def _with_images(run: _Run, machine: Machine, images: RbdTracking) -> Machine:
+    """With what the clusters say of the disks that are RBD images."""
+    changes = images.changes({target: disk.content for target, disk in machine.disks.items()})
+    for target, why in images.why_not.items():
+        run.note(target, "tracking-not-used", f"Everything is read, because {why.rstrip('.')}.")
+    disks = {
+        target: replace(disk, changes=changes.get(target), identity=images.identity(target))
+        if images.identity(target)
+        else disk
+        for target, disk in machine.disks.items()
+    }
+    return replace(machine, disks=disks, metadata={**machine.metadata, **images.metadata})
 
 
 # --- the end ---

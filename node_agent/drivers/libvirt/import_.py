@@ -18,14 +18,16 @@ from functools import partial
 from typing import Any
 
 from node_agent.drivers.base import DiskReader
+from node_agent.drivers.libvirt import import_rbd
 from node_agent.drivers.libvirt.access import ImportRequest
 from node_agent.drivers.libvirt.errors import HypervisorError
 from node_agent.drivers.libvirt.host import Host, is_uuid
-from node_agent.drivers.libvirt.import_disk import write_disk
+from node_agent.drivers.libvirt.import_disk import file_target, write_disk
 from node_agent.drivers.libvirt.import_xml import Placed, rewritten
-from node_agent.drivers.libvirt.inventory import Vm, machines
+from node_agent.drivers.libvirt.inventory import Vm, describe, machines
 from node_agent.drivers.libvirt.journal import Entry, Journal
 from node_agent.drivers.libvirt.metadata import NVRAM_FILE, TPM_FILE, VM_FILE
+from node_agent.drivers.libvirt.rbd import RbdSource
 from node_agent.drivers.libvirt.xml import parse
 from node_agent.errors import TargetError, TargetExists
 from node_agent.items import printable
@@ -61,7 +63,11 @@ class _Import:
         return f"{folder}/.brs-import-{self.run}-{what}-{name}"
 
     def files(self) -> list[list[str]]:
-        return [[one.path, self.beside(one, "new"), self.beside(one, "old")] for one in self.placed.values()]
+        there = [one for one in self.placed.values() if one.rbd is None]
+        return [[one.path, self.beside(one, "new"), self.beside(one, "old")] for one in there]
+
+    def images(self) -> list[dict[str, Any]]:
+        return [import_rbd.entry_of(one, self.run) for one in self.placed.values() if one.rbd is not None]
 
 
 def import_machine(
@@ -81,7 +87,9 @@ def import_machine(
     work = _planned(host, described, disks, request)
     xml, uuid, notes = rewritten(described["xml"], request, work.name, work.placed)
     _refuse_twin(host, uuid, work)
-    entry = Entry(host.access.shown, uuid, work.folder, files=work.files(), defined=uuid, before=work.before)
+    entry = Entry(
+        host.access.shown, uuid, work.folder, files=work.files(), images=work.images(), defined=uuid, before=work.before
+    )
     journal.write(entry)
     try:
         for target, placed in work.placed.items():
@@ -89,18 +97,18 @@ def import_machine(
         _put_in_place(work, xml, uuid, point)
         journal.write(replace(entry, done=True))
     finally:
-        settle_import(host, journal)
+        notes += settle_import(host, journal)
     if request.start:
         notes += _start(host, uuid)
     started = request.start and host.state(uuid) == "running"
     return Imported(uuid, work.name, {target: placed.path for target, placed in work.placed.items()}, started, notes)
 
 
-def settle_import(host: Host, journal: Journal) -> None:
-    """Remove what an import left beside the disks' places; one that failed or died is undone."""
+def settle_import(host: Host, journal: Journal) -> list[str]:
+    """Remove what an import left beside the disks' places; one that failed or died is undone. What stays, in words."""
     entry = journal.read()
     if entry is None:
-        return
+        return []
     folder = shlex.quote(entry.folder)
     lines = [f'[ -e {folder}/import.pid ] && kill "$(cat {folder}/import.pid)"']
     for names in entry.files:
@@ -109,11 +117,14 @@ def settle_import(host: Host, journal: Journal) -> None:
             lines.append(f"if [ -e {new}.written ] && [ ! -e {new} ]; then rm -f {path}; fi")
             lines.append(f"if [ -e {old} ]; then mv -T {old} {path}; fi")
         lines.append(f"rm -f {new} {new}.written {old}")
+    for image in entry.images:
+        lines += import_rbd.settle_lines(host, image, entry.folder, done=entry.done)
     lines.append(f"rm -rf {folder}")
-    host.shell("\n".join(lines))
+    said = host.shell("\n".join(lines), timeout_s=import_rbd.REMOVE_S if entry.images else 120.0)
     if not entry.done and entry.defined:
         _undo_definition(host, entry)
     journal.clear()
+    return import_rbd.notes_of(said)
 
 
 def _undo_definition(host: Host, entry: Entry) -> None:
@@ -156,10 +167,15 @@ def _planned(
     if replaced is not None:
         _may_replace(replaced, request)
     known = {disk["target"]: disk for disk in described["disks"]}
-    placed = {target: _place(known.get(target, {}), target, name, described, request) for target in chosen}
-    _check_places(host, list(placed.values()), there, replaced, request)
+    images = {disk.target: disk.rbd for disk in describe(described["xml"], "").disks}
+    placed = {
+        target: _place(known.get(target, {}), target, name, described, request, images.get(target)) for target in chosen
+    }
+    import_rbd.require(host, list(placed.values()))
     before = host.virsh("dumpxml", "--inactive", "--security-info", replaced.uuid) if replaced is not None else ""
-    return _Import(host, request, name, placed, replaced, before)
+    work = _Import(host, request, name, placed, replaced, before)
+    _check_places(work, there)
+    return work
 
 
 def _may_replace(vm: Vm, request: ImportRequest) -> None:
@@ -172,12 +188,22 @@ def _may_replace(vm: Vm, request: ImportRequest) -> None:
 
 
 def _place(
-    known: Mapping[str, Any], target: str, name: str, described: Mapping[str, Any], request: ImportRequest
+    known: Mapping[str, Any],
+    target: str,
+    name: str,
+    described: Mapping[str, Any],
+    request: ImportRequest,
+    image: RbdSource | None,
 ) -> Placed:
+    if image is not None and not request.folder.startswith("/"):  # no folder: it becomes an image again
+        same = name == described["name"] and request.folder in ("", image.pool)
+        placed = image.called(image.image if same else f"{name}-{target}", request.folder)
+        return Placed(target, placed.path, "raw", placed)
     source = str(known.get("source", "")) if known.get("kind") == "file" else ""
     kept = str(known.get("format", "")) if known.get("format") in FORMATS else "qcow2"
     format = request.format or kept
-    folder = request.folder or posixpath.dirname(source)
+    # A pool is for images; files stay in their folders then.
+    folder = request.folder if request.folder.startswith("/") else posixpath.dirname(source)
     if not folder.startswith("/"):
         raise TargetError(
             f"It is not known where the disk {target} is to lie.", hint="Give a folder on the hypervisor for the disks."
@@ -187,10 +213,9 @@ def _place(
     return Placed(target, posixpath.join(posixpath.normpath(folder), file), format)
 
 
-def _check_places(
-    host: Host, placed: list[Placed], there: list[Vm], replaced: Vm | None, request: ImportRequest
-) -> None:
-    paths = [one.path for one in placed]
+def _check_places(work: _Import, there: list[Vm]) -> None:
+    host, replaced, request = work.host, work.replaced, work.request
+    paths = [one.path for one in work.placed.values()]
     if len(set(paths)) != len(paths):
         raise TargetError("Two disks would lie at one path.", hint="Restore them into different folders.")
     for vm in there:
@@ -199,9 +224,18 @@ def _check_places(
                 raise TargetExists(
                     f"The image {disk.source} belongs to the machine {vm.name}.", hint="Choose a folder."
                 )
-    script = "\n".join(f"[ ! -e {shlex.quote(path)} ] || echo {shlex.quote(path)}" for path in paths)
+    states = {
+        one.path: import_rbd.state_of(host, one.rbd, work.folder) for one in work.placed.values() if one.rbd is not None
+    }
+    if used := [path for path, state in states.items() if state == "in use"]:
+        raise TargetExists(f"The image {used[0]} is in use.", hint="“rbd status POOL/IMAGE” says by whom.")
+    if request.overwrite:
+        return
+    files = [path for path, _new, _old in work.files()]
+    script = "\n".join(f"[ ! -e {shlex.quote(path)} ] || echo {shlex.quote(path)}" for path in files)
     found = host.shell(script + "\n:").splitlines()
-    if found and not request.overwrite:
+    found += [path for path, state in states.items() if state != "absent"]
+    if found:
         raise TargetExists(f"{found[0]} exists on the hypervisor.", hint="Choose a folder, or allow overwriting.")
 
 
@@ -221,10 +255,16 @@ def _refuse_twin(host: Host, uuid: str, work: _Import) -> None:
 
 def _write(work: _Import, reader: DiskReader, placed: Placed, tick: Callable[[str, int], None]) -> None:
     folder = shlex.quote(work.folder)
-    parent = shlex.quote(posixpath.dirname(placed.path))
-    # qemu, which is another user, must pass through a folder that is made for it.
-    work.host.shell(f"(umask 077; mkdir -p {folder}) && (umask 066; mkdir -p {parent})")
-    write_disk(work.host, reader, work.beside(placed, "new"), placed.format, work.folder, partial(tick, placed.target))
+    if placed.rbd is not None:
+        work.host.shell(f"umask 077; mkdir -p {folder}")
+        new = import_rbd.passing(import_rbd.entry_of(placed, work.run))
+        target = import_rbd.target(work.host, new, reader.size, work.folder)
+    else:
+        parent = shlex.quote(posixpath.dirname(placed.path))
+        # qemu, which is another user, must pass through a folder that is made for it.
+        work.host.shell(f"(umask 077; mkdir -p {folder}) && (umask 066; mkdir -p {parent})")
+        target = file_target(work.beside(placed, "new"), placed.format, reader.size)
+    write_disk(work.host, reader, target, work.folder, partial(tick, placed.target))
 
 
 def _put_in_place(work: _Import, xml: str, uuid: str, point: Mapping[str, bytes]) -> None:
@@ -234,6 +274,8 @@ def _put_in_place(work: _Import, xml: str, uuid: str, point: Mapping[str, bytes]
         raise TargetExists(f"The machine {work.name} was started meanwhile.", hint="Shut it down, and try again.")
     for names in work.files():
         _swap_in(host, names)
+    for image in work.images():
+        import_rbd.swap_in(host, image, work.folder, overwrite=work.request.overwrite)
     if replaced is not None and replaced.uuid != uuid:
         host.virsh("undefine", replaced.uuid, "--keep-nvram", "--checkpoints-metadata")
     host.virsh("define", "/dev/stdin", given=xml)
@@ -290,7 +332,7 @@ def attach_disk(
         raise TargetError("The machine to attach the disk to is gone.", hint="Discover the platform again.")
     if any(disk.target == placed.target for disk in vm.disks):
         raise TargetExists(f"{vm.name} has a disk {placed.target} already.", hint="Choose another target name.")
-    _check_places(host, [placed], there, None, work.request)
+    _check_places(work, there)
     entry = Entry(host.access.shown, machine, work.folder, files=work.files())
     journal.write(entry)
     words = ["attach-disk", machine, placed.path, placed.target, "--driver", "qemu", "--subdriver", placed.format]

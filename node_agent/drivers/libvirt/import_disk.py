@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from node_agent.drivers.base import DiskReader
 from node_agent.drivers.libvirt.host import GENTLY, Host
@@ -18,19 +19,30 @@ GRAIN = 64 << 10  # zeros in runs of this are not written; also qcow2's cluster
 _ZEROS = bytes(STEP)
 
 
-def write_disk(
-    host: Host, reader: DiskReader, path: str, format: str, folder: str, tick: Callable[[int], None]
-) -> None:
-    """Make the image ``path`` with the disk's content; durable on return. ``tick`` is told of each step's bytes.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An image to be made: the command that makes it, empty, and the words by which ``qemu-nbd`` opens it."""
 
-    ``folder``: a private folder on the hypervisor for the socket. The file is the caller's to remove if this raises.
+    shown: str
+    create: Sequence[str]
+    opened: Sequence[str]
+
+
+def file_target(path: str, format: str, size: int) -> Target:
+    return Target(path, ["qemu-img", "create", "-q", "-f", format, path, str(size)], ["-f", format, path])
+
+
+def write_disk(host: Host, reader: DiskReader, target: Target, folder: str, tick: Callable[[int], None]) -> None:
+    """Make the image with the disk's content; durable on return. ``tick`` is told of each step's bytes.
+
+    ``folder``: a private folder on the hypervisor for the socket. The image is the caller's to remove if this raises.
     """
     socket = f"{folder}/import"
     serve = shlex.join([
-        "qemu-nbd", "--fork", f"--socket={socket}", "--shared=1", "-f", format, "--discard=unmap",
-        f"--pid-file={folder}/import.pid", "--export-name=disk", path,
+        "qemu-nbd", "--fork", f"--socket={socket}", "--shared=1", "--discard=unmap",
+        f"--pid-file={folder}/import.pid", "--export-name=disk", *target.opened,
     ])  # fmt: skip
-    create = shlex.join(["qemu-img", "create", "-q", "-f", format, path, str(reader.size)])
+    create = shlex.join(target.create)
     host.shell(f"umask 077; rm -f {shlex.quote(socket)}; {create} && {GENTLY} {serve} </dev/null >/dev/null")
     with tunnel(host.connection, socket) as through:
         client = NbdClient(through.path, "disk", ())
@@ -43,8 +55,10 @@ def write_disk(
             client.flush()
         except NbdError as error:
             if "No space left" in error.message:
-                raise TargetFull(f"The hypervisor has no space left for {path}.") from error
-            raise TargetError(f"The image {path} cannot be written on the hypervisor: {error.message}") from error
+                raise TargetFull(f"The hypervisor has no space left for {target.shown}.") from error
+            raise TargetError(
+                f"The image {target.shown} cannot be written on the hypervisor: {error.message}"
+            ) from error
         finally:
             client.close()
     _wait_for_its_end(host, f"{folder}/import.pid")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
 from node_agent.drivers.libvirt.access import ImportRequest
+from node_agent.drivers.libvirt.rbd import RbdSource
 from node_agent.drivers.libvirt.xml import parse, text_of
 
 NVRAM_FOLDER = "/var/lib/libvirt/qemu/nvram"
@@ -16,11 +17,12 @@ NVRAM_FOLDER = "/var/lib/libvirt/qemu/nvram"
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a disk of the restored machine lies."""
+    """Where a disk of the restored machine lies. ``path`` is ``rbd:POOL/IMAGE`` if it is an image in a Ceph cluster."""
 
     target: str
     path: str
     format: str
+    rbd: RbdSource | None = None
 
 
 def rewritten(xml: str, request: ImportRequest, name: str, disks: Mapping[str, Placed]) -> tuple[str, str, list[str]]:
@@ -70,6 +72,9 @@ def _disks(devices: Element, disks: Mapping[str, Placed], notes: list[str]) -> N
 
 
 def _place(disk: Element, placed: Placed) -> None:
+    if placed.rbd is not None:
+        _place_in_cluster(disk, placed.rbd)
+        return
     _remove(disk, "source", "backingStore", "mirror", "auth", "encryption")
     disk.set("type", "file")
     disk.attrib.pop("snapshot", None)
@@ -78,6 +83,16 @@ def _place(disk: Element, placed: Placed) -> None:
         driver = SubElement(disk, "driver", name="qemu")
     driver.set("type", placed.format)
     SubElement(disk, "source", file=placed.path)
+
+
+def _place_in_cluster(disk: Element, image: RbdSource) -> None:
+    """Another image by the same monitors and login: they are as the description had them."""
+    _remove(disk, "backingStore", "mirror")
+    disk.attrib.pop("snapshot", None)
+    source = disk.find("source")
+    assert source is not None  # or it would be no such disk
+    source.set("name", image.name)
+    source.attrib.pop("index", None)
 
 
 def _nic(nic: Element, request: ImportRequest) -> None:

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 from node_agent.drivers.libvirt.errors import HypervisorError
 from node_agent.drivers.libvirt.host import Host, checked_uuid, is_uuid
+from node_agent.drivers.libvirt.rbd import RbdSource, source_of
 from node_agent.drivers.libvirt.xml import parse
 from node_agent.items import Issue, printable
 
@@ -32,6 +33,7 @@ class VmDisk:
     serial: str = ""
     below: tuple[str, ...] = ()
     left_out: str = ""
+    rbd: RbdSource | None = None
 
     @property
     def is_qcow2_file(self) -> bool:
@@ -147,6 +149,7 @@ def _disk(disk: Element) -> VmDisk:
         serial=disk.findtext("serial", ""),
         below=tuple(_below(disk)),
         left_out=_why_left_out(disk, source),
+        rbd=source_of(disk),
     )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from node_agent.drivers.libvirt.access import HostAccess
 
@@ -30,6 +31,7 @@ class Entry:
     files: list[list[str]] = field(default_factory=list)
     defined: str = ""
     before: str = ""
+    images: list[dict[str, Any]] = field(default_factory=list)  # in Ceph clusters, see import_rbd
     done: bool = False
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from node_agent.drivers.libvirt import rbd
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
 from node_agent.drivers.libvirt.errors import HypervisorError, MachineMoved
 from node_agent.drivers.libvirt.host import GENTLY, Host
@@ -50,9 +51,11 @@ class _Still:
             raise MachineMoved(f"{self.vm.name} was started, or its images were written, while they were read.")
 
     def _look(self) -> str:
-        # The state last: who starts the machine and stops it again has written its images.
-        names = shlex.join(self.files)
-        return self.host.shell(f"stat -L -c '%d %i %s %y' {names} && {self.host.virsh_words('domstate', self.vm.uuid)}")
+        # The state last: who starts the machine and stops it again has written its images, and libvirt its log.
+        lines = [f"stat -L -c '%d %i %s %y' {shlex.join(self.files)} || exit $?"] if self.files else []
+        if any(disk.rbd for disk in self.vm.protected):  # an image in a cluster has no time of its last write
+            lines.append(f"stat -c '%i %s %y' /var/log/libvirt/qemu/{shlex.quote(self.vm.name)}.log 2>/dev/null")
+        return self.host.shell("\n".join([*lines, self.host.virsh_words("domstate", self.vm.uuid)]))
 
 
 class _Content(NbdContent):
@@ -88,7 +91,9 @@ def contents(host: Host, vm: Vm, folder: RunFolder, since: Mapping[str, str]) ->
 
 
 def _chain(host: Host, disk: VmDisk) -> list[tuple[str, str]]:
-    """(file, format) of the image and those below it, top first."""
+    """(file, format) of the image and those below it, top first. Empty for an image in a Ceph cluster."""
+    if disk.rbd is not None and disk.format == "raw":
+        return []
     if disk.kind not in ("file", "block"):
         raise HypervisorError(
             f"The disk {disk.target} of a stopped machine cannot be read: its source is of type {disk.kind}.",
@@ -121,6 +126,20 @@ def _address(disk: VmDisk, chain: Sequence[tuple[str, str]]) -> str:
     return "json:" + json.dumps(address)
 
 
+def _rbd_address(host: Host, folder: RunFolder, source: rbd.RbdSource, target: str, words: list[str]) -> str:
+    """Nobody's lock is taken by reading an image. What gives qemu the key is added to ``words``."""
+    if why := rbd.opens_rbd(host):
+        raise HypervisorError(
+            f"The disk {target} of a stopped machine cannot be read: {why}",
+            hint="Install it, start the machine (a running one is read through its own qemu), or leave the disk out.",
+        )
+    key = f"{folder.path}/{target}.key"
+    with_key = rbd.lay_down_key(host, source, key)
+    if with_key:
+        words += rbd.qemu_words(key)
+    return "json:" + json.dumps(rbd.address(source, with_key=with_key))
+
+
 def _serve(host: Host, folder: RunFolder, disk: VmDisk, chain: Sequence[tuple[str, str]], bitmap: str) -> str:
     """Start the program; the path of its socket. It ends when we hang up."""
     socket = f"{folder.path}/{disk.target}.nbd"
@@ -130,5 +149,10 @@ def _serve(host: Host, folder: RunFolder, disk: VmDisk, chain: Sequence[tuple[st
     ]  # fmt: skip
     if bitmap:
         words.append(f"--bitmap={bitmap}")
-    host.shell(f"{GENTLY} {shlex.join([*words, _address(disk, chain)])} </dev/null >/dev/null")
+    if disk.rbd is not None:
+        words.append(_rbd_address(host, folder, disk.rbd, disk.target, words))
+    else:
+        words.append(_address(disk, chain))
+    key = shlex.quote(f"{folder.path}/{disk.target}.key")
+    host.shell(f"{GENTLY} {shlex.join(words)} </dev/null >/dev/null; code=$?; rm -f {key}; exit $code")
     return socket
