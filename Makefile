@@ -38,7 +38,7 @@ help:
 	@echo "make test    everything the tests need, then the whole suite (TESTS=path)"
 	@echo "make test-lab  what needs a real Ceph or a real hypervisor: installs them, starts its own, ends them"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
-	@echo "make soak    random lives of a repository, then fuzzing, until the time is over (SECONDS_EACH=600 SEED=n)"
+	@echo "make soak    random lives of a repository, then fuzzing, then stores that lie, until the time is over (SECONDS_EACH=600 SEED=n)"
 	@echo "make bench   benchmarks against peers, in one run (35 minutes; BENCH_SMALL=1: some minutes)"
 
 $(STAMPS)/system-%: Makefile
@@ -101,9 +101,10 @@ bench: $(STAMPS)/dev $(STAMPS)/system-test
 	$(BIN)/python -m benchmarks
 
 # Ends by itself, and prints steps, seed and what it did. Fuzzing is guided by coverage where atheris can be had.
-soak: $(STAMPS)/dev $(STAMPS)/system-test
+soak: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test
 	$(BIN)/python -m tests.model --seconds $(SECONDS_EACH) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS_EACH) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz.stores --seconds $(SECONDS_EACH) $(if $(SEED),--seed $(SEED))
 	@if $(BIN)/pip install --quiet --disable-pip-version-check atheris==3.0.0; then \
 		for target in tree snapshot index header pack zstd; do \
 			$(BIN)/python -m tests.fuzz --atheris $$target --seconds $$(( $(SECONDS_EACH) / 6 )); \

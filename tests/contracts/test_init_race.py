@@ -13,6 +13,7 @@ from obstore.store import MemoryStore
 from node_agent.errors import BackendUnavailable, RepositoryExists
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.backend import s3 as s3_module
+from node_agent.repository.backend.gate import Gate
 from node_agent.repository.backend.s3 import S3Backend
 from node_agent.repository.crypto import Key
 from node_agent.repository.keys import add_key
@@ -100,7 +101,7 @@ def test_a_key_of_a_killed_loser_does_not_hide_the_repository(tmp_path: Path) ->
 
 def test_the_claim_of_a_killed_program_counts_for_some_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    backend = S3Backend(store, url="s3:memory", bucket="b", prefix="p")
+    backend = S3Backend(store, Gate(), url="s3:memory", bucket="b", prefix="p")
     obstore.put(store, "p/locks/init-tmp-0123456789abcdef", b"")
     with pytest.raises(BackendUnavailable, match="Another program is making a repository"):
         backend.put(Kind.CONFIG, "config", [b"x"])

@@ -14,8 +14,13 @@ from typing import Any
 from obstore.store import AzureStore
 
 from node_agent.errors import ConfigError
+from node_agent.repository.backend.gate import Gate
 from node_agent.repository.backend.object_store import ObjectStoreBackend, client_settings, unusable
 from node_agent.repository.backend.settings import Settings
+
+
+class AzureBackend(ObjectStoreBackend):
+    strict_listings = True
 
 
 def open_azure(address: str, settings: Settings) -> ObjectStoreBackend:
@@ -40,17 +45,18 @@ def open_azure(address: str, settings: Settings) -> ObjectStoreBackend:
         given["credential_provider"] = lambda: {"access_key": key, "expires_at": None}
     elif signature:
         given["credential_provider"] = lambda: {"sas_token": signature.removeprefix("?"), "expires_at": None}
+    gate = Gate(settings.text("proxy"))
     try:
         store = AzureStore(
             container,
             account_name=account,
             endpoint=endpoint,
             **{name: value for name, value in given.items() if value},
-            **client_settings(settings, allow_http=endpoint.startswith("http://")),
+            **client_settings(settings, gate, allow_http=endpoint.startswith("http://")),
         )
     except Exception as error:  # noqa: BLE001 (the library's exceptions have no base below this one)
         raise unusable("Azure", error) from None
-    return ObjectStoreBackend(store, url=f"azure:{container}:/{prefix}", bucket=container, prefix=prefix)
+    return AzureBackend(store, gate, url=f"azure:{container}:/{prefix}", bucket=container, prefix=prefix)
 
 
 def split_bucket(scheme: str, address: str) -> tuple[str, str]:

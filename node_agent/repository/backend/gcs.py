@@ -15,6 +15,7 @@ from typing import Any
 from obstore.store import GCSStore
 
 from node_agent.repository.backend.azure import split_bucket
+from node_agent.repository.backend.gate import Gate
 from node_agent.repository.backend.object_store import ObjectStoreBackend, client_settings, unusable
 from node_agent.repository.backend.settings import Settings
 
@@ -35,10 +36,11 @@ def open_gcs(address: str, settings: Settings) -> ObjectStoreBackend:
         config["service_account_key"] = account
     elif file:
         config["application_credentials"] = file
+    gate = Gate(settings.text("proxy"))
     try:
         store = GCSStore(
-            bucket, **config, **client_settings(settings, allow_http=(endpoint or "").startswith("http://"))
+            bucket, **config, **client_settings(settings, gate, allow_http=(endpoint or "").startswith("http://"))
         )
     except Exception as error:  # noqa: BLE001 (the library's exceptions have no base below this one)
         raise unusable("Google", error) from None
-    return ObjectStoreBackend(store, url=f"gs:{bucket}:/{prefix}", bucket=bucket, prefix=prefix)
+    return ObjectStoreBackend(store, gate, url=f"gs:{bucket}:/{prefix}", bucket=bucket, prefix=prefix)

@@ -40,6 +40,7 @@ from node_agent.repository.backend.base import (
     is_object_name,
     object_path,
 )
+from node_agent.repository.backend.gate import Gate
 from node_agent.repository.backend.lock_probe import PROMISE, LockProbe
 from node_agent.repository.backend.lock_rule import LockRule
 from node_agent.repository.backend.s3 import S3Backend
@@ -241,8 +242,8 @@ class ObjectLockBackend(S3Backend):
 
     object_lock: S3ObjectLock
 
-    def __init__(self, store: Any, lock: S3ObjectLock, *, url: str, bucket: str, prefix: str) -> None:
-        super().__init__(store, url=url, bucket=bucket, prefix=prefix)
+    def __init__(self, store: Any, gate: Gate, lock: S3ObjectLock, *, url: str, bucket: str, prefix: str) -> None:
+        super().__init__(store, gate, url=url, bucket=bucket, prefix=prefix)
         self.object_lock = lock
 
     def create(self) -> None:

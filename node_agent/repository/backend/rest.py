@@ -14,7 +14,9 @@ Credentials: in the address, or RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD; n
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
@@ -40,14 +42,17 @@ from node_agent.repository.backend.base import (
     ObjectInfo,
     is_object_name,
 )
-from node_agent.repository.backend.settings import Settings, redacted
-from node_agent.repository.strict_json import parse_json
+from node_agent.repository.backend.gate import ODD
+from node_agent.repository.backend.rest_listing import Listing
+from node_agent.repository.backend.settings import Settings, redacted, shown
 
 _V2 = "application/vnd.x.restic.rest.v2"
 _SLICE = 1 << 18
 _MAX_WORDS = 64 << 10  # of what a server says besides objects and listings
 _MAX_LISTING = 1 << 30  # some ten million packs
-_KEPT = (b"content-length", b"last-modified", b"date")
+_KEPT = (b"content-length", b"last-modified", b"date", b"content-range")
+_SLOWEST = 1024  # bytes a second, once the time limit is over
+_SMALL, _MAX_SMALL = (Kind.CONFIG, Kind.KEY, Kind.LOCK), 1 << 20
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -115,11 +120,20 @@ class RestBackend(Backend):
         headers = {}
         if offset or length is not None:
             headers["Range"] = f"bytes={offset}-" + ("" if length is None else str(offset + length - 1))
-        bound = MAX_OBJECT if length is None else offset + length  # a server that knows no ranges sends from the start
+        most = _MAX_SMALL if kind in _SMALL else MAX_OBJECT
+        bound = (
+            most if length is None else min(most, offset + length)
+        )  # a server that knows no ranges sends from the start
         answer = self._send("GET", _path(kind, name), headers=headers, bound=bound)
         if answer.status_code == 416:  # begins at or behind the end
             return b""
         self._must(answer, "be read", kind, name)
+        if length is None and len(answer.content) > most:
+            raise BackendError(f"{self.url}: {kind.name.lower()} {name[:10]} is longer than any repository has it.")
+        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            raise BackendError(
+                f"{self.url} answers another part of {kind.name.lower()} {name[:10]} than it was asked for.", hint=ODD
+            )
         begin = offset if headers and answer.status_code == 200 else 0  # 200: the server knows no ranges
         return answer.content[begin : None if length is None else begin + length]
 
@@ -128,11 +142,7 @@ class RestBackend(Backend):
             if self.exists(kind, CONFIG_NAME):
                 yield self.stat(kind, CONFIG_NAME)
             return
-        answer = self._send("GET", f"/{kind.value}/", headers={"Accept": _V2}, bound=_MAX_LISTING)
-        if answer.status_code == 404:
-            return  # nothing of this kind was ever stored
-        self._must(answer, "be listed")
-        for name, size in self._entries(answer):
+        for name, size in self._listing(kind):
             if kind is not Kind.LOCK:
                 yield ObjectInfo(name, size, 0.0)
                 continue
@@ -145,7 +155,7 @@ class RestBackend(Backend):
         answer = self._send("HEAD", _path(kind, name))
         self._must(answer, "be read", kind, name)
         size = answer.headers.get("Content-Length", "")
-        if not size.isdigit():
+        if not size.isascii() or not size.isdigit() or len(size) > 18:
             raise BackendError(f"{self.url} does not tell the size of {name[:10]}.")
         return ObjectInfo(name, int(size), _time(answer, "Last-Modified") or _time(answer, "Date") or 0.0)
 
@@ -164,6 +174,19 @@ class RestBackend(Backend):
     def close(self) -> None:
         self._client.close()
 
+    def _listing(self, kind: Kind) -> Listing:
+        with self._asked("GET", f"/{kind.value}/", headers={"Accept": _V2}) as answer:
+            if answer.status_code == 404 and answer.headers.get("Server", "").startswith("rclone/"):
+                return Listing([b"[]"])  # nothing of this kind was ever stored; other servers have folders for that
+            self._must(answer, "be listed")
+            try:
+                return Listing(self._pieces(answer, _MAX_LISTING))
+            except ValueError as error:
+                raise BackendError(
+                    f"{self.url} answers with a listing that is none of restic's REST protocol.",
+                    hint="Check that the address is that of a restic REST server, version 2 of the protocol.",
+                ) from error
+
     def _send(
         self,
         method: str,
@@ -173,39 +196,39 @@ class RestBackend(Backend):
         bound: int = _MAX_WORDS,
     ) -> httpx.Response:
         """The answer; of a body that goes on beyond ``bound`` bytes the rest is not read."""
+        with self._asked(method, path, headers, content) as answer:
+            pieces = b"".join(self._pieces(answer, bound))
+            kept = [(name, value) for name, value in answer.headers.raw if name.lower() in _KEPT]
+            return httpx.Response(answer.status_code, headers=kept, content=pieces)
+
+    @contextlib.contextmanager
+    def _asked(
+        self, method: str, path: str, headers: dict[str, str] | None = None, content: Iterator[bytes] | None = None
+    ) -> Iterator[httpx.Response]:
         try:
             with self._client.stream(method, self._base + path, headers=headers, content=content) as answer:
-                pieces: list[bytes] = []
-                for piece in answer.iter_raw():
-                    pieces.append(piece)
-                    bound -= len(piece)
-                    if bound < 0:
-                        break
-                kept = [(name, value) for name, value in answer.headers.raw if name.lower() in _KEPT]
-                return httpx.Response(answer.status_code, headers=kept, content=b"".join(pieces))
+                yield answer
         except httpx.RequestError as error:
             if isinstance(error.__cause__ or error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error):
                 raise BackendError(
                     f"The certificate of {self.url} is not trusted: {error}.",
                     hint="Give the authority's certificate with the option cacert, or RESTIC_CACERT.",
                 ) from error
-            reason = str(error) or type(error).__name__
-            raise BackendUnavailable(f"The destination {self.url} does not answer: {redacted(reason)}.") from error
+            raise self._away(str(error) or type(error).__name__) from error
 
-    def _entries(self, answer: httpx.Response) -> Iterator[tuple[str, int]]:
-        try:
-            entries = parse_json(answer.content)
-            if not isinstance(entries, list | None):
-                raise TypeError("no list")
-            for entry in entries or ():  # rest-server writes an empty list as null
-                name, size = str(entry["name"]), int(entry["size"])
-                if is_object_name(name):
-                    yield name, size
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(
-                f"{self.url} answers with a listing that is none of restic's REST protocol.",
-                hint="Check that the address is that of a restic REST server, version 2 of the protocol.",
-            ) from error
+    def _pieces(self, answer: httpx.Response, bound: int) -> Iterator[bytes]:
+        ends = time.monotonic() + (self._client.timeout.read or 0)
+        for piece in answer.iter_raw():
+            yield piece
+            bound -= len(piece)
+            ends += len(piece) / _SLOWEST
+            if bound < 0:
+                return
+            if time.monotonic() > ends:
+                raise self._away("it sends too slowly")
+
+    def _away(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(f"The destination {self.url} does not answer: {shown(reason)}.")
 
     def _is_there(self, kind: Kind, name: str, size: int) -> bool:
         try:
@@ -226,7 +249,7 @@ class RestBackend(Backend):
             self._raise(answer.status_code, answer.reason_phrase, done, kind, name, writing)
 
     def _raise(self, status: int, phrase: str, done: str, kind: Kind | None, name: str, writing: bool) -> NoReturn:
-        reason = f"{status} {phrase}".strip()
+        reason = shown(f"{status} {phrase}").strip()
         if status == 404 and kind is not None:
             raise ObjectMissing(f"{kind.name.lower()} {name} is missing from {self.url}.")
         if status == 401:
@@ -264,5 +287,5 @@ def _slices(views: Sequence[memoryview]) -> Iterator[bytes]:
 def _time(answer: httpx.Response, header: str) -> float | None:
     try:
         return parsedate_to_datetime(answer.headers[header]).timestamp()
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import obstore
 from obstore.store import S3Store
 
 from node_agent.errors import BackendUnavailable, ConfigError, RepositoryExists
 from node_agent.repository.backend.base import CONFIG_NAME, Buffer, Kind
+from node_agent.repository.backend.gate import Gate
 from node_agent.repository.backend.lock_rule import LOCK_MODES, LockRule
 from node_agent.repository.backend.object_store import FOREIGN, ObjectStoreBackend, client_settings, unusable
 from node_agent.repository.backend.settings import Settings, redacted
@@ -53,15 +53,14 @@ class S3Backend(ObjectStoreBackend):
     def _claimed(self) -> Iterator[None]:
         mine = f"{self._prefix}{Kind.LOCK.value}/init-tmp-{secrets.token_hex(8)}"
         try:
-            obstore.put(self._store, mine, b"", use_multipart=False)
+            self._put(mine, b"")
         except FOREIGN as error:
             self._raise(error, "written", Kind.LOCK, "claim", writing=True)
         try:
             self._must_be_alone(mine)
             yield
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self._discard(mine)
+            self._discard(mine)
 
     def _must_be_alone(self, mine: str) -> None:
         """By the store's clock; what a killed program left counts for some minutes."""
@@ -93,6 +92,7 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
     # Through a provider: what is given here must not be mixed with what the library finds in the environment.
     provider: dict[str, Any] = {} if credential is None else {"credential_provider": lambda: credential}
     rule = _lock_rule(settings)
+    gate = Gate(settings.text("proxy"))
     try:
         store = S3Store(
             bucket,
@@ -101,13 +101,13 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
             virtual_hosted_style_request=lookup == "dns",
             disable_bulk_delete=True,  # one object a request, which every store understands
             **provider,
-            **client_settings(settings, allow_http=scheme == "http"),
+            **client_settings(settings, gate, allow_http=scheme == "http"),
         )
     except Exception as error:  # noqa: BLE001 (the library's exceptions have no base below this one)
         raise unusable("S3", error) from None
     url = _url(scheme, host, bucket, prefix)
     if rule is None:
-        return S3Backend(store, url=url, bucket=bucket, prefix=prefix)
+        return S3Backend(store, gate, url=url, bucket=bucket, prefix=prefix)
     from node_agent.repository.backend.object_lock import ObjectLockBackend, S3ObjectLock
     from node_agent.repository.backend.s3_versions import VersionedBucket, open_client
 
@@ -119,10 +119,10 @@ def open_s3(address: str, settings: Settings) -> ObjectStoreBackend:
         timeout_s=settings.number("timeout", 300, least=1),
         connections=settings.number("connections", 8, least=1),
         verify=not settings.flag("insecure-tls") and (settings.text("cacert", "RESTIC_CACERT") or True),
-        proxy=settings.text("proxy"),
+        gate=gate,
     )
-    lock = S3ObjectLock(VersionedBucket(client, bucket, url), f"{prefix}/" if prefix else "", rule)
-    return ObjectLockBackend(store, lock, url=url, bucket=bucket, prefix=prefix)
+    lock = S3ObjectLock(VersionedBucket(client, gate, bucket, url), f"{prefix}/" if prefix else "", rule)
+    return ObjectLockBackend(store, gate, lock, url=url, bucket=bucket, prefix=prefix)
 
 
 def _lock_rule(settings: Settings) -> LockRule | None:

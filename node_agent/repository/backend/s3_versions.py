@@ -19,6 +19,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, SSLError
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from node_agent.errors import (
     BackendError,
@@ -29,9 +30,13 @@ from node_agent.errors import (
     ObjectMissing,
     RepositoryMissing,
 )
-from node_agent.repository.backend.base import Buffer
-from node_agent.repository.backend.settings import redacted
+from node_agent.repository.backend.base import MAX_OBJECT, Buffer
+from node_agent.repository.backend.gate import ODD, Gate
+from node_agent.repository.backend.settings import shown
 
+_PAGE_BYTES, _TEXT_BYTES = 16 << 20, 4 << 20  # of a listing, of any other answer
+_MAX_IDLE = 1000  # pages of a listing with nothing in them
+_MAX_VERSIONS = 1_000_000  # of one object
 _ABSENT = ("NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed")
 _NOT_LOCKED = ("NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest")
 _FULL = ("QuotaExceeded", "StorageFull", "XMinioStorageFull", "InsufficientStorage")
@@ -66,7 +71,7 @@ def open_client(
     timeout_s: int,
     connections: int,
     verify: str | bool,
-    proxy: str | None,
+    gate: Gate,
 ) -> Any:
     """Without ``credential`` the library asks for the machine's role. ``verify``: certificates by a file's, or not."""
     session = botocore.session.get_session()
@@ -87,7 +92,7 @@ def open_client(
         # Where a checksum is wanted it is given; the library's own default is a trailer that many stores do not know.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        proxies={"http": proxy, "https": proxy} if proxy else None,
+        proxies={"http": gate.url, "https": gate.url},
     )
     return session.create_client("s3", region_name=region, endpoint_url=endpoint, verify=verify, config=config, **keys)
 
@@ -95,8 +100,9 @@ def open_client(
 class VersionedBucket:
     """All methods may be called from several threads."""
 
-    def __init__(self, client: Any, bucket: str, url: str) -> None:
+    def __init__(self, client: Any, gate: Gate, bucket: str, url: str) -> None:
         self.url = url
+        self._gate = gate
         self._client = client
         self._bucket = bucket
         self._clock: tuple[float, float] | None = None  # the store's time, and ours when it was heard
@@ -137,28 +143,37 @@ class VersionedBucket:
         return str(answer.get("VersionId") or "")
 
     def read(self, path: str, version: str, offset: int = 0, length: int | None = None) -> bytes:
-        more = {}
+        more: dict[str, Any] = {}
         if offset or length is not None:
             more["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
         try:
             answer = self._call("get_object", path, Key=path, VersionId=version, **more)
-            content: bytes = answer["Body"].read()
         except _BehindTheEnd:
             return b""
-        except Exception as error:
-            if isinstance(error, BackendError):
-                raise
+        limit = MAX_OBJECT if length is None else length
+        size = int(answer.get("ContentLength") or 0)
+        if not 0 <= size <= limit:
+            answer["Body"].close()
+            raise BackendError(f"{self.url} answers another part of {path} than it was asked for.", hint=ODD)
+        try:
+            with self._gate.expecting(size):
+                content: bytes = answer["Body"].read()
+        except Exception as error:  # noqa: BLE001 - urllib3's and botocore's own have no common base
             self._raise(error, path)
+        if len(content) > limit:
+            raise BackendError(f"{self.url} answers another part of {path} than it was asked for.", hint=ODD)
         return content
 
     def versions(self, prefix: str) -> Iterator[list[Version]]:
         """All versions and markers below a prefix, an object at a time, the newest of each first."""
-        marks: dict[str, str] = {}
+        marks: dict[str, Any] = {}
         group: list[Version] = []
+        idle = 0
         while True:
-            answer = self._call("list_object_versions", prefix, Prefix=prefix, **marks)
-            page = [_version(v, marker=False) for v in answer.get("Versions") or ()]
-            page += [_version(v, marker=True) for v in answer.get("DeleteMarkers") or ()]
+            answer = self._call("list_object_versions", prefix, expect=_PAGE_BYTES, Prefix=prefix, **marks)
+            if "IsTruncated" not in answer:
+                raise BackendError(f"{self.url} answers with a listing that is none of S3.", hint=ODD)
+            page = self._versions_in(answer)
             for version in sorted(page, key=lambda v: (v.path, not v.latest, -v.modified)):
                 if group and group[0].path != version.path:
                     yield _as_stored(group, page)
@@ -166,9 +181,22 @@ class VersionedBucket:
                 group.append(version)
             if not answer.get("IsTruncated"):
                 break
-            marks = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer.get("NextVersionIdMarker") or ""}
+            before, idle = marks, 0 if page else idle + 1
+            marks = {
+                "KeyMarker": answer.get("NextKeyMarker"),
+                "VersionIdMarker": answer.get("NextVersionIdMarker") or "",
+            }
+            if not marks["KeyMarker"] or marks == before or idle > _MAX_IDLE or len(group) > _MAX_VERSIONS:
+                raise BackendError(f"The listing of {self.url} goes round in circles.", hint=ODD)
         if group:
             yield _as_stored(group, page)
+
+    def _versions_in(self, answer: Any) -> list[Version]:
+        try:
+            page = [_version(v, marker=False) for v in answer.get("Versions") or ()]
+            return page + [_version(v, marker=True) for v in answer.get("DeleteMarkers") or ()]
+        except (KeyError, AttributeError, ValueError, TypeError, OverflowError):
+            raise BackendError(f"{self.url} answers with a listing that is none of S3.", hint=ODD) from None
 
     def retention(self, path: str, version: str) -> tuple[str, float]:
         """Mode and time; an empty mode: not locked."""
@@ -195,10 +223,11 @@ class VersionedBucket:
         except ObjectMissing:
             return
 
-    def _call(self, operation: str, what: str, **given: Any) -> Any:
+    def _call(self, operation: str, what: str, *, expect: int = _TEXT_BYTES, **given: Any) -> Any:
         try:
-            answer = getattr(self._client, operation)(Bucket=self._bucket, **given)
-        except (ClientError, BotoCoreError, OSError) as error:
+            with self._gate.expecting(expect):
+                answer = getattr(self._client, operation)(Bucket=self._bucket, **given)
+        except Exception as error:  # noqa: BLE001 - on answers that it cannot read botocore raises anything
             if isinstance(error, ClientError):
                 self._note_date(error.response)
             self._raise(error, what)
@@ -211,29 +240,20 @@ class VersionedBucket:
             return
         try:
             told = parsedate_to_datetime(text).timestamp()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return
         with self._clock_lock:
             self._clock = (told, time.monotonic())
 
     def _raise(self, error: Exception, what: str) -> NoReturn:
         """Translate. Never ``from error``: its text may hold a signed address."""
-        if isinstance(error, SSLError) and "CERTIFICATE" in str(error).upper():
-            raise BackendError(
-                f"The certificate of {self.url} is not trusted.",
-                hint="Give the authority's certificate with the option cacert, or RESTIC_CACERT.",
-            ) from None
-        if isinstance(error, NoCredentialsError):
-            raise BackendError(f"{self.url}: there are no credentials.", hint="Set AWS_ACCESS_KEY_ID …") from None
-        if isinstance(error, ResponseParserError):
-            raise NotLocked(f"{self.url}: {what}: the answer is not what S3 would say.") from None
         if not isinstance(error, ClientError):
-            raise BackendUnavailable(f"The destination {self.url} does not answer: {redacted(str(error))}") from None
+            self._raise_unanswered(error, what)
         said = error.response.get("Error") or {}
         code, status = str(said.get("Code") or ""), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        reason = redacted(f"{code}: {said.get('Message') or status}").rstrip(".")
+        reason = shown(f"{code}: {said.get('Message') or status}").rstrip(".")
         if code == "InvalidRange" or status == 416:
-            raise _BehindTheEnd from None
+            raise _BehindTheEnd(f"{self.url}: {what}: {reason}.") from None
         if code == "NoSuchBucket":
             raise RepositoryMissing(
                 f"The bucket of {self.url} does not exist.", hint="Make it at the store, and check the address."
@@ -253,12 +273,30 @@ class VersionedBucket:
             raise BackendUnavailable(f"The destination {self.url} does not answer: {reason}.") from None
         raise BackendError(f"{self.url}: {what}: {reason}.") from None
 
+    def _raise_unanswered(self, error: Exception, what: str) -> NoReturn:
+        """Nothing came, or nothing that can be read."""
+        if isinstance(error, SSLError) and "CERTIFICATE" in str(error).upper():
+            raise BackendError(
+                f"The certificate of {self.url} is not trusted.",
+                hint="Give the authority's certificate with the option cacert, or RESTIC_CACERT.",
+            ) from None
+        if isinstance(error, NoCredentialsError):
+            raise BackendError(f"{self.url}: there are no credentials.", hint="Set AWS_ACCESS_KEY_ID …") from None
+        if isinstance(error, ResponseParserError):
+            raise NotLocked(f"{self.url}: {what}: the answer is not what S3 would say.") from None
+        if self._gate.overrun():
+            raise BackendError(f"{self.url}: {what}: the answer has no end.", hint=ODD) from None
+        reason = self._gate.trouble() or shown(str(error) or type(error).__name__).rstrip(".")
+        if not isinstance(error, BotoCoreError | HTTPError | OSError):
+            raise BackendError(f"{self.url}: {what}: the answer cannot be read: {reason}.", hint=ODD) from None
+        raise BackendUnavailable(f"The destination {self.url} does not answer: {reason}.") from None
+
 
 class NotLocked(BackendError):
     """There is no retention, or no object lock, to tell of."""
 
 
-class _BehindTheEnd(Exception):
+class _BehindTheEnd(BackendError):
     """A range that begins where the object has ended."""
 
 

@@ -22,6 +22,12 @@ def redacted(text: str) -> str:
     return _QUERY.sub(r"\1?…", _USER_INFO.sub("***@", text))
 
 
+def shown(text: str) -> str:
+    """What a store said, fit for a message: short, on one line, without secrets."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:2000])
+    return redacted(line)[:300]
+
+
 class Settings:
     """The options of one store, asked for by name; ``sftp.port`` and ``port`` mean the same for an SFTP store."""
 

@@ -39,13 +39,14 @@ from node_agent.repository.backend.base import (
     object_path,
 )
 from node_agent.repository.backend.settings import Settings
+from node_agent.repository.backend.sftp_client import Broken, Found
 from node_agent.repository.backend.sftp_login import login_of
-from node_agent.repository.backend.sftp_session import Broken, Session, SessionPool
+from node_agent.repository.backend.sftp_session import Session, SessionPool
 
 _FOLDERS = (Kind.KEY, Kind.LOCK, Kind.SNAPSHOT, Kind.INDEX, Kind.PACK)
 _PACK_FOLDERS = [f"{byte:02x}" for byte in range(256)]
 _TEMPORARY = "-tmp-"
-_LOST = (Broken, EOFError, paramiko.SSHException)
+_LOST = (Broken, EOFError, paramiko.SSHException, paramiko.SFTPError)
 _FOREIGN = (*_LOST, OSError)
 
 
@@ -66,11 +67,11 @@ class SftpBackend(Backend):
         with self._told("", writing=True), self._pool.session() as session:
             with contextlib.suppress(FileExistsError):
                 self._make_root(session)
-            there = set(session.sftp.listdir(self._root))
+            there = session.sftp.folder(self._root)
             wanted = [kind.value for kind in _FOLDERS if kind.value not in there]
             session.make_folders([f"{self._root}/{name}" for name in wanted], 0o700)
             packs = f"{self._root}/{Kind.PACK.value}"
-            there = set(session.sftp.listdir(packs))
+            there = session.sftp.folder(packs)
             session.make_folders([f"{packs}/{name}" for name in _PACK_FOLDERS if name not in there], 0o700)
 
     def put(self, kind: Kind, name: str, parts: Sequence[Buffer]) -> None:
@@ -101,16 +102,16 @@ class SftpBackend(Backend):
             return
         folder = f"{self._root}/{kind.value}"
         if kind is not Kind.PACK:
-            yield from _objects(self._entries(folder))
+            yield from self._objects(folder)
             return
-        for entry in self._entries(folder):
-            if len(entry.filename) == 2 and modes.S_ISDIR(entry.st_mode or 0):
-                yield from _objects(self._entries(f"{folder}/{entry.filename}"))
+        for name, found in self._entries(folder).items():
+            if name in _PACK_FOLDERS and modes.S_ISDIR(found.mode):
+                yield from (info for info in self._objects(f"{folder}/{name}") if info.name.startswith(name))
 
     def stat(self, kind: Kind, name: str) -> ObjectInfo:
         path = self._path(kind, name)
         with self._told(name, kind=kind), self._pool.session() as session:
-            return _info(name, session.sftp.stat(path))
+            return _info(name, session.stat(path))
 
     def delete(self, kind: Kind, name: str) -> None:
         path = self._path(kind, name)
@@ -118,7 +119,7 @@ class SftpBackend(Backend):
             try:
                 session.sftp.remove(path)
             except FileNotFoundError:
-                session.sftp.stat(f"{self._root}/{Kind.PACK.value}")  # raises when the layout itself is gone
+                session.stat(f"{self._root}/{Kind.PACK.value}")  # raises when the layout itself is gone
 
     def now(self) -> float:
         """Taken from a file made for it: in SFTP no server tells its time. To the second."""
@@ -134,14 +135,14 @@ class SftpBackend(Backend):
     def remove_leftovers(self) -> int:
         folders = ["", *(f"/{kind.value}" for kind in _FOLDERS)]
         packs = f"{self._root}/{Kind.PACK.value}"
-        folders += [f"/{Kind.PACK.value}/{e.filename}" for e in self._entries(packs) if len(e.filename) == 2]
+        folders += [f"/{Kind.PACK.value}/{name}" for name in self._entries(packs) if name in _PACK_FOLDERS]
         removed = 0
         for folder in folders:
-            for entry in self._entries(self._root + folder):
-                if _TEMPORARY in entry.filename:
+            for name in self._entries(self._root + folder):
+                if _TEMPORARY in name:
                     with self._told("", writing=True), self._pool.session() as session:
                         with contextlib.suppress(FileNotFoundError):
-                            session.sftp.remove(f"{self._root}{folder}/{entry.filename}")
+                            session.sftp.remove(f"{self._root}{folder}/{name}")
                     removed += 1
         return removed
 
@@ -154,11 +155,11 @@ class SftpBackend(Backend):
     def _make_root(self, session: Session) -> None:
         """Its parent must be there: a missing one is a missing mount at the server, or a mistake."""
         try:
-            session.sftp.stat(self._root)
+            session.stat(self._root)
         except FileNotFoundError:
             parent = posixpath.dirname(self._root) or "."
             try:
-                session.sftp.stat(parent)
+                session.stat(parent)
             except FileNotFoundError as error:
                 raise RepositoryMissing(
                     f"The folder above that of {self.url} does not exist.",
@@ -170,10 +171,10 @@ class SftpBackend(Backend):
         """Of folders and files: a config that its group may read makes a repository shared by the group."""
         if self._modes is None:
             try:
-                found = session.sftp.stat(f"{self._root}/{CONFIG_NAME}")
+                found = session.stat(f"{self._root}/{CONFIG_NAME}")
             except FileNotFoundError:
                 return 0o700, 0o600  # no config yet: init is at work
-            self._modes = (0o770, 0o660) if (found.st_mode or 0) & modes.S_IRGRP else (0o700, 0o600)
+            self._modes = (0o770, 0o660) if found.mode & modes.S_IRGRP else (0o700, 0o600)
         return self._modes
 
     def _write(
@@ -199,9 +200,23 @@ class SftpBackend(Backend):
                 raise RepositoryExists(f"There is already a repository at {self.url}.") from error
             raise
 
-    def _entries(self, folder: str) -> Sequence[paramiko.SFTPAttributes]:
+    def _entries(self, folder: str) -> dict[str, Found]:
         with self._told("", layout=True), self._pool.session() as session:
-            return session.sftp.listdir_attr(folder)
+            return session.sftp.folder(folder)
+
+    def _objects(self, folder: str) -> Iterator[ObjectInfo]:
+        """Files; of a link what it leads to, as it is read, too."""
+        for name, found in self._entries(folder).items():
+            if not is_object_name(name):
+                continue
+            if modes.S_ISLNK(found.mode):
+                with self._told("", layout=True), self._pool.session() as session:
+                    try:
+                        found = session.stat(f"{folder}/{name}")
+                    except FileNotFoundError:
+                        continue
+            if modes.S_ISREG(found.mode) or not modes.S_IFMT(found.mode):
+                yield _info(name, found)
 
     @contextlib.contextmanager
     def _told(
@@ -265,17 +280,11 @@ class SftpBackend(Backend):
 
 def _is_there(session: Session, path: str) -> bool:
     try:
-        session.sftp.stat(path)
+        session.stat(path)
     except FileNotFoundError:
         return False
     return True
 
 
-def _objects(entries: Sequence[paramiko.SFTPAttributes]) -> Iterator[ObjectInfo]:
-    for entry in entries:
-        if is_object_name(entry.filename):
-            yield _info(entry.filename, entry)
-
-
-def _info(name: str, found: paramiko.SFTPAttributes) -> ObjectInfo:
-    return ObjectInfo(name, int(found.st_size or 0), float(found.st_mtime or 0))
+def _info(name: str, found: Found) -> ObjectInfo:
+    return ObjectInfo(name, found.size, found.modified)

@@ -21,7 +21,8 @@ import paramiko
 
 from node_agent.errors import BackendError, BackendUnavailable, ConfigError
 from node_agent.repository.backend.settings import Settings
-from node_agent.repository.backend.sftp_session import Broken, Session
+from node_agent.repository.backend.sftp_client import Broken
+from node_agent.repository.backend.sftp_session import Session
 from node_agent.ssh_trust import SILENT, fingerprint, is_pinned, parse_host_key, parse_private_key, quick_transport
 
 _CONNECT_S = 15

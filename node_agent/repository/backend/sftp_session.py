@@ -21,10 +21,12 @@ from paramiko.sftp import (
     CMD_DATA,
     CMD_EXTENDED,
     CMD_EXTENDED_REPLY,
+    CMD_FSTAT,
     CMD_HANDLE,
     CMD_MKDIR,
     CMD_OPEN,
     CMD_READ,
+    CMD_STAT,
     CMD_STATUS,
     CMD_WRITE,
     SFTP_FLAG_CREATE,
@@ -34,16 +36,16 @@ from paramiko.sftp import (
     int64,
 )
 
+from node_agent.repository.backend.base import MAX_OBJECT
+from node_agent.repository.backend.sftp_client import Broken, CarefulClient, Found
+
 _PIECE = 32768  # what every server must take in one packet
 _READ_PIECE = 255 << 10  # what OpenSSH gives at most; a server that gives less is asked for less from then on
+_SMALLEST_PIECE = 512  # a server that gives less at once would never come to an end
 _IN_FLIGHT = 64
 _WINDOW = 4 << 20
 
 logger = logging.getLogger(__name__)
-
-
-class Broken(Exception):
-    """The session cannot be used any more: the connection is lost, or the server talks nonsense."""
 
 
 class Session:
@@ -55,10 +57,11 @@ class Session:
         if transport is None:
             raise Broken("the connection is closed")
         self._transport = transport
-        sftp = paramiko.SFTPClient.from_transport(transport, window_size=_WINDOW)
+        sftp = CarefulClient.from_transport(transport, window_size=_WINDOW)
         if sftp is None:
             raise Broken("the server offers no SFTP")
         sftp.get_channel().settimeout(timeout_s)  # type: ignore[union-attr]
+        sftp.timeout_s = timeout_s
         self.sftp = sftp
         self._raw: Any = sftp  # for what paramiko does not show
         self._can_sync = True
@@ -75,24 +78,36 @@ class Session:
     def read(self, path: str, offset: int, length: int | None) -> bytes:
         handle = self._open(path, SFTP_FLAG_READ, None)
         try:
-            size = self._size(handle)
+            size = self.sftp.stat_of(CMD_FSTAT, handle).size
             end = size if length is None else min(size, offset + length)
+            if end - offset > MAX_OBJECT:
+                raise Broken(f"the server tells a size of {size} bytes, which no object has")
             step = self._read_piece
             spans = [(at, min(step, end - at)) for at in range(offset, end, step)]
             pieces: list[bytes] = []
             answers = self._pipeline((CMD_READ, (handle, int64(at), n)) for at, n in spans)
             for (at, n), answer in zip(spans, answers, strict=True):
-                piece = self._data(answer)
-                while len(piece) < n:
-                    self._read_piece = max(_PIECE, min(self._read_piece, len(piece)))
-                    more = self._data(self._raw._request(CMD_READ, handle, int64(at + len(piece)), n - len(piece)))
-                    if not more:
-                        raise Broken("a file became shorter while it was read")
-                    piece += more
-                pieces.append(piece)
+                pieces.append(self._whole(self._data(answer), handle, at, n))
         finally:
             self._close(handle)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _whole(self, piece: bytes, handle: bytes, at: int, size: int) -> bytes:
+        """What a server gave of ``size`` bytes, and the rest, asked for again."""
+        smallest = min(size, _SMALLEST_PIECE)
+        while len(piece) < size:
+            self._read_piece = max(_PIECE, min(self._read_piece, len(piece)))
+            left = size - len(piece)
+            more = self._data(self._raw._request(CMD_READ, handle, int64(at + len(piece)), left))
+            if len(more) < min(smallest, left):
+                raise Broken("a file became shorter while it was read")
+            piece += more
+        if len(piece) > size:
+            raise Broken("the server sends more of a file than it was asked for")
+        return piece
+
+    def stat(self, path: str) -> Found:
+        return self.sftp.stat_of(CMD_STAT, path)
 
     def write_new(self, path: str, parts: Iterable[memoryview], mode: int) -> None:
         """A file that was not there, all of it answered for and, where the server can, synced."""
@@ -109,7 +124,7 @@ class Session:
     def modified_of_new(self, path: str, mode: int) -> float:
         """The time stamp the server gives to a file made now. The file stays."""
         self.write_new(path, [], mode)
-        return float(self.sftp.stat(path).st_mtime or 0)
+        return self.stat(path).modified
 
     def make_folders(self, paths: Iterable[str], mode: int) -> None:
         attributes = paramiko.SFTPAttributes()
@@ -133,11 +148,6 @@ class Session:
         if kind != CMD_HANDLE:
             raise Broken("the server opened a file without giving a handle")
         return bytes(message.get_binary())
-
-    def _size(self, handle: bytes) -> int:
-        file = paramiko.SFTPFile(self.sftp, handle, "r", 0)
-        file._closed = True  # type: ignore[attr-defined] # the handle is closed here, not by its destructor
-        return int(file.stat().st_size or 0)
 
     def _close(self, handle: bytes) -> None:
         if self.alive:
