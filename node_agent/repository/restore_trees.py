@@ -15,6 +15,7 @@ from node_agent.repository.tree import FILE, Node, decode_tree
 
 TOGETHER = 64
 HELD_BYTES = 24 << 20  # fetched and not asked for yet; one more may come on top
+COUNTED_BYTES = 4 << 20  # of trees that are counted together; a larger one is counted alone
 EXPECTED = 65_536  # ids
 LARGE = 256 << 10  # bytes of a tree that may hold the list of a disk's blocks
 
@@ -58,7 +59,7 @@ class Trees:
         while waiting:
             together = waiting[: -TOGETHER - 1 : -1]
             del waiting[-TOGETHER:]
-            found = self._several(together, HELD_BYTES)
+            found = self._several(together, COUNTED_BYTES)
             below: list[bytes] = []
             for tree_id in together:
                 content = found.get(tree_id) or self._held.get(tree_id) or self._alone(tree_id)

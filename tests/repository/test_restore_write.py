@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,35 @@ def test_nothing_has_the_files_name_before_it_is_whole(
     write(performer, folder)
     assert len(seen) == 1 and "file" not in seen[0]
     assert (seen[0] == []) == (restore_write.NAMELESS & os.O_TMPFILE == os.O_TMPFILE)
+
+
+@pytest.mark.parametrize("step", ["write_all", "apply_to_open"])
+def test_a_process_that_is_killed_leaves_no_half_file(
+    folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The second of three files, in the midst of its content or before its metadata."""
+    performer = Performer(Key.random(), lambda _pack, _offset, _length: b"")
+    original, calls = getattr(restore_write, step), []
+
+    def kill(fd: int, what: Any, *more: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            if step == "write_all":
+                original(fd, what[:100], *more)
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(fd, what, *more)
+
+    monkeypatch.setattr(restore_write, step, kill)
+    child = os.fork()
+    if child == 0:
+        try:
+            for name in (b"one", b"two", b"three"):
+                performer.write_alone(folder, (0, True, name, b"/" + name, meta(), [BLOB]), {BLOB: CONTENT})
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert os.listdir(tmp_path) == ["one"] and (tmp_path / "one").read_bytes() == CONTENT
 
 
 def test_a_failure_leaves_nothing(
