@@ -29,7 +29,7 @@ def main(repo_path: str, image_path: str, extents_path: str) -> None:
             repo.load_index()
         with open_image(image, roots=[image.parent]) as source:
             began = time.monotonic()
-            with repo.lock() as lock:
+            with repo.lock(early=True) as lock:  # as the backup tasks do
                 repo.load_index()
                 parent = find_snapshot(repo, "latest")
                 backup_images(

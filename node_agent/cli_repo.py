@@ -55,6 +55,11 @@ def _backup_image(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE.json",
         help='[{"offset": bytes, "length": bytes}, …] against --parent, or {"base": …, "extents": …}',
     )
+    parser.add_argument(
+        "--block-size",
+        choices=("256K", "512K", "1M", "2M", "4M", "8M"),
+        help="cut the disk into blocks of that (default: as its last backup; a new one by its size, 256K up to 64 GiB)",
+    )
     parser.add_argument("--disk-id", metavar="ID", help="which disk this is, for the base of the change list")
     parser.add_argument(
         "--compare",

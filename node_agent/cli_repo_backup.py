@@ -42,6 +42,7 @@ _EXTENTS_HINT = (
     " correct it, or back up without it."
 )
 _MAX_EXTENTS_FILE = 1 << 30
+_BLOCK_SIZES = {"256K": 256 << 10, "512K": 512 << 10, "1M": 1 << 20, "2M": 2 << 20, "4M": 4 << 20, "8M": 8 << 20}
 
 
 def init(args: argparse.Namespace) -> int:
@@ -129,7 +130,9 @@ def backup_image(args: argparse.Namespace) -> int:
                 hint="Give --parent with the snapshot at whose instant the change tracking began.",
             )
 
-        ahead = Ahead(source, changed, args.compression) if changed is not None else None
+        block_size = _BLOCK_SIZES.get(args.block_size)
+        said = base.block_size if base is not None and base.block_size in _BLOCK_SIZES.values() else None
+        ahead = Ahead(source, changed, args.compression, block_size=block_size or said) if changed is not None else None
 
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
             paths = [str(path)]
@@ -139,7 +142,7 @@ def backup_image(args: argparse.Namespace) -> int:
             return backup_images(
                 repo,
                 lock,
-                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "", ahead)],
+                [ImageBackup(name, source, changed, source.changed, base, args.disk_id or "", ahead, block_size)],
                 host=host,
                 paths=paths,
                 tags=split_tags(args.tag),
@@ -247,7 +250,7 @@ def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
     issues = Issues()
     host = args.host or socket.gethostname()
     with open_repository(args) as repo, progress_shown(args) as progress:
-        with repo.lock(wait_s=lock_wait_s(args)) as lock:
+        with repo.lock(wait_s=lock_wait_s(args), early=True) as lock:
             repo.load_index()
             result = run(repo, lock, host, progress, issues)
         immutable = None if repo.backend.object_lock is None else all(i.code != NOT_IMMUTABLE for i in issues.items)

@@ -55,6 +55,7 @@ def backup_files(
     Raises SourceMissing when a root does not exist and SourceError when one cannot be read at all.
     """
     plan = plan_roots(roots, found_at)
+    repo.settle()  # before anything rests on what the index says
     before = _find_parent(repo, parent, progress)
     rules = excludes if isinstance(excludes, Excludes) else Excludes(excludes)
     options = WalkOptions(rules, before, one_file_system, owners or {})

@@ -98,15 +98,12 @@ class SmallReader:
     def seal(self, wanted: Sequence[int]) -> Sealed:
         """``wanted``: the numbers of those files whose content is to be stored. Raises DamagedError."""
         files = self._waiting.popleft()
-        blobs: list[SealedBlob] = []
-        contents: list[bytearray] = []
+        new: list[tuple[bytes, Buffer]] = []
         for number in wanted:
             node, data = files[number].node, files[number].data
             assert node is not None
-            blob, content = self._sealer.seal(BlobKind.DATA, node.content[0], data)
-            blobs.append(blob)
-            contents.append(content)
-        return Sealed([_outcome(file) for file in files], blobs, b"".join(contents))
+            new.append((node.content[0], data))
+        return Sealed([_outcome(file) for file in files], *self._sealer.seal(BlobKind.DATA, new))
 
 
 def _read(folder: int, name: bytes, owner: Owner | None) -> _Read:

@@ -20,11 +20,13 @@ from node_agent.progress import Progress
 from node_agent.repository.ids import Ids
 from node_agent.repository.image_ahead import Ahead
 from node_agent.repository.image_blocks import (
+    READ_BYTES,
     BlockList,
     ZeroCover,
     block_size_for,
     changed_blocks,
     count_blocks,
+    stretches,
     with_rest,
 )
 from node_agent.repository.image_compare import Comparison, to_compare
@@ -72,6 +74,7 @@ class ImageBackup:
     base: TrackingBase | None = None
     identity: str = ""
     ahead: Ahead | None = None  # it is stopped when the source is needed
+    block_size: int | None = None  # other than the parent's, and than what is usual for the size
 
 
 def backup_images(
@@ -104,7 +107,14 @@ def backup_images(
     before = Parent.find(repo, parent, host, None if moved else paths, progress)
     epoch = repo.index.epoch
     progress.set(total_bytes=sum(image.source.size for image in images), total_files=len(images))
-    with repo.writer(progress, compression=compression) as writer:
+    _read_ahead(lock, images, before, compression)
+    try:
+        opened = repo.writer(progress, compression=compression)
+    except BaseException:
+        for image in images:
+            _stop(image)  # whoever opened the source closes it now
+        raise
+    with opened as writer:
         store = _Store(repo, writer, before, progress, issues, compare, time)
         stored = [store.image(image) for image in images]
         for image in images:
@@ -134,6 +144,21 @@ def backup_images(
             dirs=1,
             partial=issues.left_out > 0,
         )
+
+
+def _read_ahead(lock: Lock, images: Sequence[ImageBackup], before: Parent, compression: str) -> None:
+    """Use the time that an early lock still waits: nothing may be stored until then, but read and compressed."""
+    if not lock.settles_in_s or not before.trusted:
+        return
+    image = images[0]  # the others' turn comes much later
+    block_size = before.block_sizes.get(_file_name(image.name))
+    if image.ahead is None and image.changed and block_size and not image.block_size:
+        image.ahead = Ahead(image.source, image.changed, compression, block_size=block_size)
+
+
+def _stop(image: ImageBackup) -> None:
+    if image.ahead is not None:
+        image.ahead.stop()
 
 
 def _file_name(name: str) -> bytes:
@@ -183,12 +208,12 @@ class _Store:
     def image(self, image: ImageBackup) -> StoredImage:
         self._progress.set(current=image.name)
         old = self._old_blocks(image)
-        if image.ahead is not None:
-            image.ahead.stop()
+        _stop(image)
         size = image.source.size
-        block_size = block_size_for(size, old.block_size if old is not None else None)
+        block_size = image.block_size or block_size_for(size, old.block_size if old is not None else None)
         if old is not None and block_size != old.block_size:
-            self._say(image, f"it has grown so much that its blocks are now {block_size >> 20} MiB")
+            why = "it is to have" if image.block_size else "it has grown so much that it now has"
+            self._say(image, f"{why} blocks of {block_size >> 10} KiB")
             old = None
         runs = self._runs_to_read(image, old, block_size)
         if runs is not None and old is not None:
@@ -242,18 +267,26 @@ class _Store:
         parent_s, now_s = self._before.snapshot.time.timestamp(), self._time.timestamp()
         chosen = to_compare(self._compare, runs, old.same_length(size), parent_s, now_s, metadata)
         cover = ZeroCover(source.extents())
-        for number in (number for first, end in chosen for number in range(first, end)):
+        for first, end in stretches(chosen, old.block_size):
             self._progress.check()
-            start, length = number * old.block_size, old.length(number)
-            if cover.covers(start, start + length):
-                same = old.is_zero(number)
-            else:
-                same = _is_same(self._read(source, start, length), old, number)
-                self.compared_bytes += length
-            if not same:
-                raise _Differs(
-                    f"Block {number} at offset {start} differs from the parent, but is said to be unchanged."
-                )
+            begin = first * old.block_size
+            data = b""
+            for number in range(first, end):
+                start, length = number * old.block_size, old.length(number)
+                if cover.covers(start, start + length):
+                    same = old.is_zero(number)
+                else:
+                    data = data or self._compared(source, begin, min(end * old.block_size, old.size) - begin)
+                    same = _is_same(data[start - begin : start - begin + length], old, number)
+                if not same:
+                    raise _Differs(
+                        f"Block {number} at offset {start} differs from the parent, but is said to be unchanged."
+                    )
+
+    def _compared(self, source: ImageSource, offset: int, length: int) -> bytes:
+        self._count_read(length)
+        self.compared_bytes += length
+        return source.read(offset, length)
 
     def _store(
         self, image: ImageBackup, block_size: int, runs: Sequence[tuple[int, int]], old: BlockList | None
@@ -268,27 +301,16 @@ class _Store:
                 assert old is not None
                 builder.inherit(old, position, first)
                 self._progress.add(done_bytes=min(size, first * block_size) - position * block_size)
-            for number in range(first, end):
+            reader = _Reader(image, cover, block_size, builder)
+            while first < end:
                 self._progress.check()
-                start = number * block_size
-                length = min(block_size, size - start)
-                if image.ahead is not None and (ready := image.ahead.take(number, block_size)) is not None:
-                    builder.prepared(ready)
-                    self._count_read(length)
-                elif cover.covers(start, start + length):
-                    builder.zero(length)
-                else:
-                    builder.data(self._read(image.source, start, length))
-                self._progress.add(done_bytes=length)
+                first, read, done = reader.step(first, end)
+                self._count_read(read)
+                self._progress.add(done_bytes=done)
             position = end
         ids = builder.ids()
         self._progress.add(done_files=1)
         return StoredImage(ids, builder.fresh if old is not None else None, size, block_size)
-
-    def _read(self, source: ImageSource, offset: int, length: int) -> bytes:
-        data = source.read(offset, length)
-        self._count_read(length)
-        return data
 
     def _count_read(self, length: int) -> None:
         self.read_bytes += length
@@ -301,8 +323,46 @@ class _Store:
             self._issues.add(Issue(image.name, "tracking-not-used", text, Severity.NOTE))
 
 
+class _Reader:
+    """Takes blocks from where they are cheapest into the list: read ahead, known to be zeros, or from the source."""
+
+    def __init__(self, image: ImageBackup, cover: ZeroCover, block_size: int, builder: ListBuilder) -> None:
+        self._image = image
+        self._cover = cover
+        self._block_size = block_size
+        self._builder = builder
+
+    def step(self, first: int, end: int) -> tuple[int, int, int]:
+        """One block, or a stretch that is read at once: the number of the block after, bytes read, bytes done."""
+        number = first
+        stop = min(end, first + max(1, READ_BYTES // self._block_size))
+        while number < stop and not self._is_ahead(number) and not self._is_zero(number):
+            number += 1
+        if number > first:
+            start, length = self._range(first, number)
+            self._builder.data(self._image.source.read(start, length))
+            return number, length, length
+        _, length = self._range(first, first + 1)
+        if self._image.ahead is not None and self._is_ahead(first):
+            self._builder.prepared(self._image.ahead.take(first))
+            return first + 1, length, length
+        self._builder.zero(length)
+        return first + 1, 0, length
+
+    def _is_ahead(self, number: int) -> bool:
+        return self._image.ahead is not None and self._image.ahead.holds(number, self._block_size)
+
+    def _is_zero(self, number: int) -> bool:
+        start, length = self._range(number, number + 1)
+        return self._cover.covers(start, start + length)
+
+    def _range(self, first: int, end: int) -> tuple[int, int]:
+        start = first * self._block_size
+        return start, min(end * self._block_size, self._image.source.size) - start
+
+
 def _is_same(data: bytes, old: BlockList, number: int) -> bool:
-    if number == old.marked:
+    if old.is_marked(number):
         return is_zero(data)
     return hashlib.sha256(data).digest() == old.block(number)[0]
 

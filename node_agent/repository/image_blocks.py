@@ -1,8 +1,9 @@
 """How a disk image is cut into blocks, and how a block list is read back.
 
 Pure functions over sizes and ids. An image is cut into blocks of one size, the last may be shorter. A block is
-one blob, except that the first full block of zeros is several of 512 KiB (see
-:mod:`node_agent.repository.zeros`); so a block's place in the list follows from the blobs' sizes, not from its number.
+one blob, except for the *mark*: the first full zeros that a whole number of 512 KiB and of blocks make up, from a place
+that is a multiple of that, are stored as blobs of 512 KiB (see :mod:`node_agent.repository.zeros`). So a large block
+may be several blobs, and of small blocks two may be one: a block's place in the list is not always its number.
 """
 
 from __future__ import annotations
@@ -15,24 +16,41 @@ from node_agent.items import Extent
 from node_agent.repository.ids import Ids
 from node_agent.repository.zeros import MARK_SIZE, zero_id
 
-MIN_BLOCK = 1 << 20
+MIN_BLOCK = 256 << 10
 MAX_BLOCK = 8 << 20
 MAX_BLOCKS = 1 << 20
-GROWTH = 4  # an inherited block size is given up when the image has this many times MAX_BLOCKS
+MAX_SMALL_BLOCKS = 1 << 18  # of less than 1 MiB: every point stores its whole list, 35 bytes for each block
+READ_BYTES = 1 << 20
+GROWTH = 4  # an inherited block size is given up when the image has this many times as many
 
 
 def block_size_for(size: int, inherited: int | None = None) -> int:
-    """The smallest power of two from 1 to 8 MiB that keeps the list at or under 1,048,576 blocks.
+    """The smallest power of two from 256 KiB to 8 MiB that keeps the list short enough.
 
-    An inherited size stays until the image has grown past four times that: a new one means that nothing of
-    the old blocks is shared.
+    Small blocks are what makes increments quick, since a block is stored anew whole: so up to 64 GiB they have
+    256 KiB. An inherited size stays until the image has grown past four times what it is for: a new one
+    means that nothing of the old blocks is shared.
     """
-    if inherited is not None and count_blocks(size, inherited) <= GROWTH * MAX_BLOCKS:
+    if inherited is not None and count_blocks(size, inherited) <= GROWTH * _most(inherited):
         return inherited
     chosen = MIN_BLOCK
-    while chosen < MAX_BLOCK and count_blocks(size, chosen) > MAX_BLOCKS:
+    while chosen < MAX_BLOCK and count_blocks(size, chosen) > _most(chosen):
         chosen *= 2
     return chosen
+
+
+def _most(block_size: int) -> int:
+    return MAX_BLOCKS if block_size >= 1 << 20 else MAX_SMALL_BLOCKS
+
+
+def mark_span(block_size: int) -> int:
+    """How many blocks the mark is."""
+    return max(1, MARK_SIZE // block_size)
+
+
+def mark_blobs(block_size: int) -> int:
+    """How many blobs the mark is."""
+    return max(1, block_size // MARK_SIZE)
 
 
 def count_blocks(size: int, block_size: int) -> int:
@@ -41,29 +59,37 @@ def count_blocks(size: int, block_size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BlockList:
-    """A stored image. Each block is one id, but the marked one is ``block_size // MARK_SIZE`` of them."""
+    """A stored image. Each block is one id, but for the mark."""
 
     size: int
     block_size: int
     ids: Ids
-    marked: int | None  # the number of the first full block of zeros
+    marked: int | None  # the number of the mark's first block
 
     def __len__(self) -> int:
         return count_blocks(self.size, self.block_size)
 
     def place(self, number: int) -> int:
         """Where a block's ids begin."""
-        after_mark = self.marked is not None and number > self.marked
-        return number + (self.block_size // MARK_SIZE - 1 if after_mark else 0)
+        if self.marked is None or number <= self.marked:
+            return number
+        beyond = number - self.marked - mark_span(self.block_size)
+        return self.marked + (mark_blobs(self.block_size) + beyond if beyond >= 0 else 0)
+
+    def is_marked(self, number: int) -> bool:
+        return self.marked is not None and self.marked <= number < self.marked + mark_span(self.block_size)
 
     def block(self, number: int) -> Sequence[bytes]:
-        return self.ids[self.place(number) : self.place(number + 1)]
+        """Of a block outside of the mark its one id; of one in it all of the mark's."""
+        if self.marked is not None and self.is_marked(number):
+            return self.ids[self.marked : self.marked + mark_blobs(self.block_size)]
+        return self.ids[self.place(number) : self.place(number) + 1]
 
     def length(self, number: int) -> int:
         return min(self.block_size, self.size - number * self.block_size)
 
     def is_zero(self, number: int) -> bool:
-        return number == self.marked or self.block(number) == [zero_id(self.length(number))]
+        return self.is_marked(number) or self.block(number) == [zero_id(self.length(number))]
 
     def same_length(self, size: int) -> int:
         """How many blocks, from the first on, have the length that they have in an image of ``size`` bytes."""
@@ -73,12 +99,14 @@ class BlockList:
 def cut(size: int, ids: Sequence[bytes], block_size: int) -> BlockList | None:
     """The blocks of an image whose blobs are known to have been cut by the rule; None if their number is wrong."""
     ids = Ids.of(ids)
-    marks = block_size // MARK_SIZE
+    marks, span = mark_blobs(block_size), mark_span(block_size)
     surplus = len(ids) - count_blocks(size, block_size)
     if surplus == 0:
         return BlockList(size, block_size, ids, None)
     marked = ids.find(zero_id(MARK_SIZE))
-    if surplus != marks - 1 or marked < 0 or ids[marked : marked + marks] != [zero_id(MARK_SIZE)] * marks:
+    if surplus != marks - span or marked < 0 or marked % span or (marked + span) * block_size > size:
+        return None
+    if ids[marked : marked + marks] != [zero_id(MARK_SIZE)] * marks:
         return None
     return BlockList(size, block_size, ids, marked)
 
@@ -88,26 +116,30 @@ def read_block_list(size: int, ids: Sequence[bytes], sizes: Mapping[bytes, int])
     different = set(ids)
     if not different <= sizes.keys():
         return None
-    largest = max((sizes[blob_id] for blob_id in different), default=0)
+    largest = max((sizes[blob_id] for blob_id in different if blob_id != zero_id(MARK_SIZE)), default=0)
     plain = largest & (largest - 1) == 0 and MIN_BLOCK <= largest <= MAX_BLOCK
     blocks = cut(size, ids, largest if plain else block_size_for(size))
-    if blocks is None or not blocks:
-        return blocks
+    return blocks if blocks is None or _fits(blocks, different, sizes) else None
+
+
+def _fits(blocks: BlockList, different: set[bytes], sizes: Mapping[bytes, int]) -> bool:
+    """Whether each blob has the length that its place asks for."""
+    if not blocks:
+        return True
     last = len(blocks) - 1
-    tail = blocks.ids[-1]
-    if last != blocks.marked and sizes[tail] != blocks.length(last):
-        return None
+    if not blocks.is_marked(last) and sizes[blocks.ids[-1]] != blocks.length(last):
+        return False
     for blob_id in different:
         if sizes[blob_id] == blocks.block_size:
             continue
-        # Of another length are only the last block, and what makes up the marked one.
+        # Of another length are only the last block, and what makes up the mark.
         after = 0
         if blocks.marked is not None and blob_id == zero_id(MARK_SIZE):
-            after = blocks.place(blocks.marked + 1)
+            after = blocks.marked + mark_blobs(blocks.block_size)
         stray = blocks.ids.find(blob_id, after)
-        if stray >= 0 and not (stray == len(blocks.ids) - 1 and last != blocks.marked):
-            return None
-    return blocks
+        if stray >= 0 and not (stray == len(blocks.ids) - 1 and not blocks.is_marked(last)):
+            return False
+    return True
 
 
 def changed_blocks(changed: Iterable[Extent], size: int, block_size: int) -> Iterator[tuple[int, int]]:
@@ -139,6 +171,14 @@ def with_rest(runs: Iterable[tuple[int, int]], kept: int, count: int) -> list[tu
             kept = result.pop()[0]
         result.append((kept, count))
     return result
+
+
+def stretches(runs: Iterable[tuple[int, int]], block_size: int) -> Iterator[tuple[int, int]]:
+    """The runs in pieces that are read at once, of a MiB or of one block: to ask for less costs time on a network."""
+    step = max(1, READ_BYTES // block_size)
+    for first, end in runs:
+        for start in range(first, end, step):
+            yield start, min(start + step, end)
 
 
 def gaps(runs: Iterable[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:

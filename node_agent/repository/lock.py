@@ -1,6 +1,8 @@
 """Repository locks by restic's rules: files in ``locks/`` that say who works here, and whether alone.
 
-Taking one: look for conflicting locks, store ours, wait 200 ms, look again; withdraw if somebody was quicker. Holding
+Taking one: look for conflicting locks, store ours, wait 200 ms, look again; withdraw if somebody was quicker. A lock
+that is taken *early* is handed out before the second look, which then comes before the first write at the latest:
+what was read until then may be outdated, but nothing was done that somebody who works alone could not bear. Holding
 one: a new file every five minutes, then the old one goes. A holder that could not refresh for 22.5 minutes must stop
 writing (:meth:`Lock.check`), since after 30 minutes others may treat its lock as left behind.
 
@@ -83,13 +85,16 @@ class Locks:
         self._clock = clock
         self.journal = LockJournal(holder.journal, repository_id) if holder.journal else None
 
-    def acquire(self, *, exclusive: bool, wait_s: float = 0, settle_s: float = SETTLE_S) -> Lock:
-        """Raises RepositoryLocked (naming the holder) once ``wait_s`` has passed."""
+    def acquire(self, *, exclusive: bool, wait_s: float = 0, settle_s: float = SETTLE_S, early: bool = False) -> Lock:
+        """Raises RepositoryLocked (naming the holder) once ``wait_s`` has passed.
+
+        ``early``, of a shared one: without waiting for the second look; see :meth:`Lock.settle`.
+        """
         ignore_hangup()
         deadline = time.monotonic() + wait_s
         for attempt in range(1 << 30):
             try:
-                return self._try(exclusive, settle_s)
+                return self._try(exclusive, settle_s, early and not exclusive)
             except RepositoryLocked:
                 pause = min(_RETRY_S[min(attempt, len(_RETRY_S) - 1)], deadline - time.monotonic())
                 if pause <= 0:
@@ -162,19 +167,21 @@ class Locks:
         if self.journal is not None:
             self.journal.remove(name)
 
-    def _try(self, exclusive: bool, settle_s: float) -> Lock:
+    def _try(self, exclusive: bool, settle_s: float, early: bool) -> Lock:
         self.clear_dead()
-        self._refuse_conflicts(exclusive, None)
+        self.refuse_conflicts(exclusive, None)
         name = self.store(exclusive)
+        if early:
+            return Lock(self, name, exclusive, settle_s=settle_s)
         try:
             time.sleep(settle_s)
-            self._refuse_conflicts(exclusive, name)
+            self.refuse_conflicts(exclusive, name)
         except BaseException:
             self.withdraw(name)
             raise
         return Lock(self, name, exclusive)
 
-    def _refuse_conflicts(self, exclusive: bool, own: str | None) -> None:
+    def refuse_conflicts(self, exclusive: bool, own: str | None) -> None:
         now = self.files.backend.now()
         if own is None:
             self._warn_of_skew(now)
@@ -226,8 +233,13 @@ class Locks:
 class Lock:
     """A held lock that refreshes itself in the background. A context manager; leaving it removes the lock."""
 
-    def __init__(self, locks: Locks, name: str, exclusive: bool, refresh_s: float = REFRESH_S) -> None:
+    def __init__(
+        self, locks: Locks, name: str, exclusive: bool, refresh_s: float = REFRESH_S, settle_s: float | None = None
+    ) -> None:
+        """``settle_s``: the second look is still to come, after that time."""
         self.exclusive = exclusive
+        self._settle_at = None if settle_s is None else time.monotonic() + settle_s
+        self._settling = threading.Lock()
         self.name = name
         self._locks = locks
         self._refresh_s = refresh_s
@@ -243,8 +255,33 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    @property
+    def settles_in_s(self) -> float | None:
+        """How long until the second look may come; None once it is over."""
+        at = self._settle_at
+        return None if at is None else max(0.0, at - time.monotonic())
+
+    def settle(self) -> bool:
+        """Look a second time, if that is still to come, and say whether it was: what was read before may be outdated.
+
+        Raises RepositoryLocked when somebody else works alone.
+        """
+        with self._settling:
+            if self._settle_at is None:
+                return False
+            time.sleep(max(0.0, self._settle_at - time.monotonic()))
+            try:
+                self._locks.refuse_conflicts(self.exclusive, self.name)
+            except RepositoryLocked as error:
+                self._lost = error.message
+                raise
+            self._settle_at = None
+            return True
+
     def check(self) -> None:
         """To be called before each write. Raises RepositoryLocked once this lock may no longer be trusted."""
+        if self._settle_at is not None and self._lost is None:
+            self.settle()
         if self._lost is None and _uptime() - self._refreshed > FENCE_S:
             self._lost = "it could not be refreshed for more than 22 minutes"
         if self._lost is not None:
@@ -303,6 +340,13 @@ class NoLock(Lock):
     def __init__(self) -> None:
         self.exclusive = False
         self.name = ""
+
+    @property
+    def settles_in_s(self) -> float | None:
+        return None
+
+    def settle(self) -> bool:
+        return False
 
     def check(self) -> None:
         raise BackendReadOnly("The destination is read-only; no lock is held, nothing may be written.")

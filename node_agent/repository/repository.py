@@ -104,6 +104,7 @@ class Repository:
         self._cache = cache
         self._index: Index | None = None
         self._held: list[Lock] = []
+        self._loaded_early = False  # the index, before a lock's second look: somebody may have pruned meanwhile
 
     @classmethod
     def init(
@@ -186,8 +187,10 @@ class Repository:
         return self._cache / f"{self.id[:32]}.{topic}.sqlite" if self._cache is not None else None
 
     @contextlib.contextmanager
-    def lock(self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False) -> Iterator[Lock]:
-        """Hold a lock, refreshed in the background. Raises RepositoryLocked.
+    def lock(
+        self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False, early: bool = False
+    ) -> Iterator[Lock]:
+        """Hold a lock, refreshed in the background. Raises RepositoryLocked, an ``early`` one perhaps when it settles.
 
         With ``read_only_ok`` a store that cannot be written, or is full, is read without a lock: a full destination
         must not keep anybody from restoring. Where :attr:`lockless`, so is every store.
@@ -198,7 +201,7 @@ class Repository:
                 hint="Leave out --no-lock: it is for reading, and for forget, prune and repair with --dry-run.",
             )
         try:
-            lock = NoLock() if self.lockless else self._locks.acquire(exclusive=exclusive, wait_s=wait_s)
+            lock = NoLock() if self.lockless else self._locks.acquire(exclusive=exclusive, wait_s=wait_s, early=early)
         except (BackendFull, BackendReadOnly):
             if not read_only_ok or exclusive:
                 raise
@@ -246,7 +249,14 @@ class Repository:
         """Bring the index up to date with the store; to be called after the lock was taken. Raises DamagedError."""
         if self._index is None:
             self._index = Index(self.files, self.binding, self.cache_path("index"))
+        self._loaded_early = any(lock.settles_in_s is not None for lock in self._held)
         self._index.refresh()
+
+    def settle(self) -> None:
+        """End the time of an early lock; the index is brought up to date again. Raises as :meth:`guard` does."""
+        self.guard()
+        if self._loaded_early:
+            self.load_index()
 
     def has(self, kind: BlobKind, blob_id: bytes) -> bool:
         return self.index.has(kind, blob_id)
@@ -285,7 +295,7 @@ class Repository:
         self, progress: Progress, *, compression: str = "auto", workers: int | None = None, verify_write: bool = False
     ) -> BlobWriter:
         """A context manager; see :class:`BlobWriter`. Raises at once if nothing may be written."""
-        self.guard()
+        self.settle()
         return BlobWriter(
             self.files,
             self.index,

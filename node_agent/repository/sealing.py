@@ -5,11 +5,14 @@ Needs the master key and nothing of the store, so that it can be done anywhere: 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from node_agent.repository.backend.base import Buffer
 from node_agent.repository.compression import compress
-from node_agent.repository.crypto import Key
+from node_agent.repository.crypto import OVERHEAD, Key
 from node_agent.repository.pack import BlobKind, PackedBlob, open_blob
 
 _TREE_LEVEL = 3
@@ -25,6 +28,23 @@ class SealedBlob(NamedTuple):
     length: int  # sealed
     raw_length: int
     size: int  # of the content
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A blob of data that is hashed and compressed already: neither depends on the repository."""
+
+    id: bytes
+    plain: Buffer  # what to seal
+    raw_length: int  # 0: plain is the content
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @classmethod
+    def of(cls, data: Buffer, level: int | None) -> Prepared:
+        return cls(hashlib.sha256(data).digest(), *compressed(data, level), len(data))
 
 
 def compressed(data: Buffer, level: int | None) -> tuple[Buffer, int]:
@@ -44,21 +64,30 @@ class Sealer:
         self._level = level
         self._sample = sample
 
-    def seal(self, kind: BlobKind, blob_id: bytes, data: Buffer) -> tuple[SealedBlob, bytearray]:
-        """Raises DamagedError when it was opened again and is something else."""
-        return self.seal_plain(kind, blob_id, *self._compressed(kind, data), len(data))
+    def seal(
+        self, kind: BlobKind, blobs: Sequence[tuple[bytes, Buffer | Prepared]]
+    ) -> tuple[list[SealedBlob], bytearray]:
+        """Blobs (id, content), and all of them sealed one after the other.
 
-    def seal_plain(
-        self, kind: BlobKind, blob_id: bytes, plain: Buffer, raw_length: int, size: int
-    ) -> tuple[SealedBlob, bytearray]:
-        """What was compressed already, or is to be stored as it is (``raw_length`` 0). Raises as :meth:`seal`."""
-        sealed = self._key.seal(plain)
-        if kind is BlobKind.TREE or blob_id[0] < self._sample:
-            open_blob(self._key, "(not yet stored)", PackedBlob(kind, blob_id, 0, len(sealed), raw_length), sealed)
-        return SealedBlob(blob_id, len(sealed), raw_length, size), sealed
+        Raises DamagedError when one was opened again and is something else.
+        """
+        ready = [self._ready(kind, data) for _, data in blobs]
+        content = self._key.seal_each([plain for plain, _ in ready])
+        sealed: list[SealedBlob] = []
+        at = 0
+        for (blob_id, data), (plain, raw_length) in zip(blobs, ready, strict=True):
+            length = len(plain) + OVERHEAD
+            if kind is BlobKind.TREE or blob_id[0] < self._sample:
+                blob = PackedBlob(kind, blob_id, 0, length, raw_length)
+                open_blob(self._key, "(not yet stored)", blob, memoryview(content)[at : at + length])
+            sealed.append(SealedBlob(blob_id, length, raw_length, len(data)))
+            at += length
+        return sealed, content
 
-    def _compressed(self, kind: BlobKind, data: Buffer) -> tuple[Buffer, int]:
+    def _ready(self, kind: BlobKind, data: Buffer | Prepared) -> tuple[Buffer, int]:
         """What to seal, and the uncompressed length to note (0: stored as it is)."""
+        if isinstance(data, Prepared):
+            return data.plain, data.raw_length
         if kind is BlobKind.TREE:
             return compress(data, _TREE_LEVEL), len(data)  # always, else stock prune repacks it for ever
         return compressed(data, self._level)

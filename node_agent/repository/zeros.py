@@ -15,6 +15,7 @@ from node_agent.repository.repository import BlobKind, BlobWriter
 
 MARK_SIZE = 512 << 10  # what stock restic recognises
 MAX_ZERO_BLOB = 8 << 20
+_LEAST = 256 << 10  # the smallest block of an image
 
 
 @cache
@@ -25,18 +26,22 @@ def zero_bytes(size: int) -> bytes:
 
 @cache
 def zero_id(size: int) -> bytes:
-    return hashlib.sha256(zero_bytes(size) if size <= MAX_ZERO_BLOB else bytes(size)).digest()
+    return hashlib.sha256(zero_bytes(size) if _is_usual(size) else bytes(size)).digest()
 
 
 def is_zero_id(blob_id: bytes, size: int) -> bool:
     """Whether a blob of this length is known to be zeros: of the mark, or of a whole block."""
-    return MARK_SIZE <= size <= MAX_ZERO_BLOB and size & (size - 1) == 0 and blob_id == zero_id(size)
+    return size >= _LEAST and _is_usual(size) and blob_id == zero_id(size)
+
+
+def _is_usual(size: int) -> bool:
+    return size <= MAX_ZERO_BLOB and size & (size - 1) == 0
 
 
 def is_zero(data: bytes) -> bool:
     """Ends at the first byte that is not zero; about memory speed for zeros. bytes only: a view compares slowly."""
     size = len(data)
-    if size <= MAX_ZERO_BLOB and size & (size - 1) == 0:
+    if _is_usual(size):
         return data == zero_bytes(size)
     return not any(data[:64]) and data == bytes(size)
 

@@ -38,7 +38,8 @@ def run(context: TaskContext, spec: BackupSpec) -> BackupResult:
     driver = driver_for(spec.source.driver, context.guard)
     for path in spec.source.paths:
         context.guard.read(path)  # a refusal comes before anything is opened
-    with open_repository(context, spec.repository, bandwidth_bytes_s=spec.bandwidth_bytes_s) as (repo, lock):
+    opened = open_repository(context, spec.repository, bandwidth_bytes_s=spec.bandwidth_bytes_s, early=True)
+    with opened as (repo, lock):
         result = adopted(context, repo, spec)
         if result is None:
             with around(context, spec), driver.open(spec.source.paths, format=spec.source.format) as source:

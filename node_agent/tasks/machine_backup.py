@@ -34,7 +34,8 @@ def run(context: TaskContext, spec: BackupSpec) -> BackupResult:
     if spec.platform is None or spec.source.machine is None:
         raise RefusedError("A machine's backup without its platform makes no sense.", hint="An error of the server.")
     platform = platform_for(context, spec.platform)
-    with open_repository(context, spec.repository, bandwidth_bytes_s=spec.bandwidth_bytes_s) as (repo, lock):
+    opened = open_repository(context, spec.repository, bandwidth_bytes_s=spec.bandwidth_bytes_s, early=True)
+    with opened as (repo, lock):
         result = adopted(context, repo, spec)
         if result is None:
             parent = usable_parent(context, repo, spec)

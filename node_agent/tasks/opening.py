@@ -25,12 +25,20 @@ _CREDENTIALS = {
 
 @contextmanager
 def open_repository(
-    context: TaskContext, access: RepositoryAccess, *, exclusive: bool = False, bandwidth_bytes_s: int = 0
+    context: TaskContext,
+    access: RepositoryAccess,
+    *,
+    exclusive: bool = False,
+    bandwidth_bytes_s: int = 0,
+    early: bool = False,
 ) -> Iterator[tuple[Repository, Lock]]:
-    """For writing (append, or ``exclusive`` for removing). The index is loaded under the lock."""
+    """For writing (append, or ``exclusive`` for removing). The index is loaded under the lock.
+
+    ``early``: the lock settles while the source is opened, at the latest before the first write.
+    """
     with ExitStack() as stack:
         repo = stack.enter_context(opened(context, access, bandwidth_bytes_s))
-        lock = _locked(context, repo, stack, exclusive=exclusive)
+        lock = _locked(context, repo, stack, exclusive=exclusive, early=early)
         repo.load_index()
         yield repo, lock
 
@@ -71,7 +79,13 @@ def opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: in
 
 
 def _locked(
-    context: TaskContext, repo: Repository, stack: ExitStack, *, exclusive: bool, read_only_ok: bool = False
+    context: TaskContext,
+    repo: Repository,
+    stack: ExitStack,
+    *,
+    exclusive: bool,
+    read_only_ok: bool = False,
+    early: bool = False,
 ) -> Lock:
     """Waits for other users of the repository, but never past a wish to stop."""
     until = time.monotonic() + LOCK_WAIT_S
@@ -79,7 +93,7 @@ def _locked(
     while True:
         context.progress.check()
         try:
-            return stack.enter_context(repo.lock(exclusive=exclusive, read_only_ok=read_only_ok))
+            return stack.enter_context(repo.lock(exclusive=exclusive, read_only_ok=read_only_ok, early=early))
         except RepositoryLocked as error:
             if time.monotonic() > until:
                 raise

@@ -39,7 +39,7 @@ from node_agent.tasks import sources
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.dispatch import perform
 from node_agent.worker import Worker
-from tests.node_agent.machine_double import BLOCK, KEY, Hypervisor, Vm, access
+from tests.node_agent.machine_double import KEY, Hypervisor, Vm, access
 from tests.node_agent.nodes import Place, restic
 from tests.node_agent.server_double import ServerDouble
 
@@ -170,7 +170,7 @@ def test_the_driver_is_told_the_whole_of_what_it_may_build_upon(bench: Bench) ->
     assert previous is not None and set(previous.metadata) == {"vm.json", "checkpoint"}
     base = previous.bases["vda"]
     assert (base.snapshot, base.tree, base.disk) == (first.snapshot_id, first.tree_id, f"{UUID}/vda")
-    assert base.size == len(bench.there.vms[UUID].disks["vda"]) and base.block_size == BLOCK
+    assert base.size == len(bench.there.vms[UUID].disks["vda"]) and base.block_size == 256 << 10
 
 
 def test_tracking_that_lies_is_found_out_and_everything_is_read(bench: Bench, dice: random.Random) -> None:

@@ -300,7 +300,7 @@ def digest(path: Path) -> str:
 def test_an_image_is_stored_as_one_sparse_file(cli: Cli, disk: Path, tmp_path: Path) -> None:
     summary = cli.json("backup-image", str(disk), "--name", "sda")
     assert summary["total_bytes_read"] == 4 * MIB
-    assert summary["block_size"] == MIB
+    assert summary["block_size"] == 256 << 10
     cli.run("restore", "latest", "--target", str(tmp_path / "out"))
     copy = tmp_path / "out" / "disks" / "sda.raw"
     assert digest(copy) == digest(disk)
@@ -317,17 +317,18 @@ def test_changed_extents_are_all_that_is_read(cli: Cli, disk: Path, tmp_path: Pa
     cli.run("backup-image", str(disk))
     expected = bytearray(disk.read_bytes())
     with disk.open("r+b") as file:
-        for block in range(20):  # every block is overwritten, but only block 4 is said to have changed
-            file.seek(block * MIB)
-            data = os.urandom(MIB)
+        block = 256 << 10
+        for start in range(0, 20 * MIB, block):  # every block is overwritten, but only one is said to have changed
+            file.seek(start)
+            data = os.urandom(block)
             file.write(data)
-            if block == 4:
-                expected[4 * MIB : 5 * MIB] = data
+            if start == 4 * MIB:
+                expected[start : start + block] = data
     extents = tmp_path / "extents.json"
     extents.write_text(json.dumps([{"offset": 4 * MIB + 100, "length": 50}]))
     known = ["backup-image", str(disk), "--parent", "latest", "--changed-extents", str(extents)]
     summary = cli.json(*known)
-    assert (summary["total_bytes_read"], summary["total_bytes_compared"]) == (MIB, 0)
+    assert (summary["total_bytes_read"], summary["total_bytes_compared"]) == (block, 0)
     cli.run("restore", "latest", "--target", str(tmp_path / "out"))
     assert (tmp_path / "out" / "disks" / "disk.raw").read_bytes() == expected
     told = cli.run(*known, "--compare")
@@ -445,3 +446,10 @@ def test_help_starts_without_the_engine(cli: Cli) -> None:
     command = [sys.executable, "-c", probe]
     assert subprocess.run(command, env=cli.env, capture_output=True, text=True, check=True).stdout == "False\n"
     assert b"backup-image" in cli.run("--help").stdout
+
+
+def test_blocks_of_another_size_are_cut_when_asked_for(cli: Cli, disk: Path) -> None:
+    cli.run("backup-image", str(disk), "--block-size", "1M")
+    assert cli.json("backup-image", str(disk))["block_size"] == MIB  # as the backup before
+    assert cli.json("backup-image", str(disk), "--block-size", "512K")["block_size"] == MIB // 2
+    restic(cli.repo, "check", "--read-data")

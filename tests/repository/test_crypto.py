@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from hypothesis import given
@@ -100,3 +102,17 @@ def test_a_key_does_not_show_itself_in_a_log() -> None:
 def test_derived_secrets_differ_by_purpose_and_key() -> None:
     assert KEY.derive("a") != KEY.derive("b")
     assert KEY.derive("a") != Key.random().derive("a")
+
+
+def test_messages_that_are_sealed_together_open_each_for_itself() -> None:
+    key = Key.random()
+    plains = [b"one", b"", os.urandom(5000), b"one"]
+    sealed = key.seal_each(plains)
+    opened, nonces, at = [], set(), 0
+    for plain in plains:
+        part = sealed[at : at + len(plain) + OVERHEAD]
+        nonces.add(bytes(part[:16]))
+        opened.append(key.open(part))
+        at += len(part)
+    assert (opened, at) == (plains, len(sealed))
+    assert len(nonces) == len(plains)

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -329,14 +329,13 @@ def test_a_process_that_seals_wrongly_fails_the_run_before_anything_is_stored(
     use_processes_only(monkeypatch)
     repo = new_repo(tmp_path / "repo")
     monkeypatch.setattr(processes.subprocess, "Popen", InThread)
-    seal = Key.seal
+    seal_each = Key.seal_each
 
-    def broken(self: Key, plain: bytes) -> bytearray:
-        sealed = seal(self, plain)
-        sealed[20] ^= threading.current_thread().name.startswith("Thread")
-        return sealed
+    def broken(self: Key, plains: Sequence[bytes]) -> bytearray:
+        faulty = threading.current_thread().name.startswith("Thread")
+        return bytearray(byte ^ faulty for byte in seal_each(self, plains))
 
-    monkeypatch.setattr(Key, "seal", broken)
+    monkeypatch.setattr(Key, "seal_each", broken)
     with pytest.raises(DamagedError, match="does not match"):
         back_up(repo, source)
     assert list_snapshots(repo) == []

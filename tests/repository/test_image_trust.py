@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from node_agent.items import Extent, Issues, Severity, TrackingBase
 from node_agent.progress import Progress
 from node_agent.repository.image import Comparison, ImageBackup
+from node_agent.repository.image_blocks import MIN_BLOCK
 from node_agent.repository.image_compare import DAY_S, GROUP, rotating, sampled, to_compare
 from node_agent.repository.image_metadata import metadata_areas
 from node_agent.repository.publish import BackupResult
@@ -52,7 +53,7 @@ def test_changes_relative_to_exactly_the_parent_are_used(tmp_path: Path) -> None
     repo, disk = new_repo(tmp_path / "repo"), random_disk()
     first = back_up_images(repo, ImageBackup("d", disk))
     result, issues = increment(repo, disk, first, base_of(repo, first))
-    assert (result.read_bytes, issues.items) == (MIB, [])
+    assert (result.read_bytes, issues.items) == (MIN_BLOCK, [])
 
 
 @pytest.mark.parametrize(
@@ -96,13 +97,13 @@ def test_blocks_proven_before_are_proven_again_once_something_has_gone(tmp_path:
     repo, disk = new_repo(tmp_path / "repo"), random_disk()
     first = back_up_images(repo, ImageBackup("d", disk))
     tree = next(iter(_proven(repo)))
-    assert repo.index.proven(tree) == {b"d.raw": MIB}
+    assert repo.index.proven(tree) == {b"d.raw": MIN_BLOCK}
     restic(tmp_path / "repo", "rebuild-index", "--read-all-packs")  # other index files: the epoch ends
     with repo.lock():
         repo.load_index()
         assert repo.index.proven(tree) == {}
     result, issues = increment(repo, disk, first, None)
-    assert (result.read_bytes, issues.items) == (MIB, [])
+    assert (result.read_bytes, issues.items) == (MIN_BLOCK, [])
 
 
 def _proven(repo: Repository) -> list[bytes]:
@@ -195,7 +196,7 @@ def test_a_write_that_the_tracking_missed_is_found_within_thirty_days(tmp_path: 
             break
     assert names_of(issues) == [("d", "tracking-wrong")]
     assert issues.left_out == 0
-    assert f"Block 66 at offset {66 * MIB}" in log
+    assert f"Block {66 * MIB // MIN_BLOCK} at offset {66 * MIB}" in log
     assert last.read_bytes >= disk.size
     assert bytes_of(repo, last.snapshot_id, tmp_path / "out") == disk.content
 
@@ -342,7 +343,7 @@ def test_a_base_in_the_change_list_names_the_parent(cli: Cli, tmp_path: Path) ->
     listing.write_text(json.dumps({"base": first["tracking_base"], "extents": [{"offset": 0, "length": 1}]}))
     command = ["backup-image", str(disk), "--changed-extents", str(listing), "--sample", "0"]
     second = cli.json(*command, "--disk-id", "serial-7")
-    assert (second["total_bytes_read"], second["notes"]) == (MIB, 0)
+    assert (second["total_bytes_read"], second["notes"]) == (MIN_BLOCK, 0)
     other = cli.json(*command, "--disk-id", "serial-8")
     assert (other["total_bytes_read"], other["notes"]) == (5 * MIB, 1)
     later = cli.json(*command, "--disk-id", "serial-7", "--parent", "latest")  # the latest is another snapshot

@@ -322,3 +322,27 @@ def test_a_clock_that_is_off_by_an_hour_is_told_and_changes_nothing(
         files.backend.delete(Kind.LOCK, other)
         with locks.acquire(exclusive=False) as lock:
             assert abs(files.backend.stat(Kind.LOCK, lock.name).modified - time.time()) < MINUTE
+
+
+def test_an_early_lock_looks_a_second_time_before_the_first_write(files: SealedFiles) -> None:
+    with _locks(files).acquire(exclusive=False, settle_s=0.01, early=True) as lock:
+        assert lock.settles_in_s is not None
+        assert _names(files) == {lock.name}
+        lock.check()
+        assert lock.settles_in_s is None
+        _foreign(files, age_s=0, exclusive=True)  # too late: it would see ours, and go
+        lock.check()
+
+
+def test_an_early_lock_is_of_no_use_once_the_second_look_finds_somebody_alone(files: SealedFiles) -> None:
+    with _locks(files).acquire(exclusive=False, settle_s=0.01, early=True) as lock:
+        other = _foreign(files, age_s=0, exclusive=True)  # stored at the same time as ours
+        for look in (lock.settle, lock.check, lock.prove):
+            with pytest.raises(RepositoryLocked):
+                look()
+    assert _names(files) == {other}
+
+
+def test_who_works_alone_is_never_early(files: SealedFiles) -> None:
+    with _locks(files).acquire(exclusive=True, settle_s=0.01, early=True) as lock:
+        assert lock.settles_in_s is None

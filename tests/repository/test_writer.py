@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.compression import compress
 from node_agent.repository.crypto import OVERHEAD, Key
 from node_agent.repository.pack import BlobKind, read_header
+from node_agent.repository.sealing import Prepared
 from node_agent.repository.tree import encode_tree, walk
 from tests.repository.core_world import make_snapshot, new_repo, open_repo, restic, store, stored
 
@@ -156,8 +158,8 @@ def test_an_index_file_is_written_as_soon_as_enough_blobs_wait(tmp_path: Path, m
     monkeypatch.setattr("node_agent.repository.pack.TARGET_SIZE", 1)  # each blob a pack of its own
     repo = new_repo(tmp_path / "repo")
     with repo.lock(), repo.writer(Progress()) as writer:
-        for number in range(250):
-            writer.submit(BlobKind.DATA, b"%d" % number)
+        for number in range(250):  # too large to be stored with others
+            writer.submit(BlobKind.DATA, b"%d" % number + bytes(writer_module._SMALL))
     counts = [
         sum(len(blobs) for _, blobs in index_file.load_index_file(repo.files, info.name))
         for info in repo.backend.list(Kind.INDEX)
@@ -215,15 +217,15 @@ def test_a_machine_that_seals_wrongly_is_caught_before_anything_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = new_repo(tmp_path / "repo")
-    seal = Key.seal
+    seal_each = Key.seal_each
 
-    def broken(self: Key, plain: bytes) -> bytearray:
-        sealed = seal(self, plain)
+    def broken(self: Key, plains: Sequence[bytes]) -> bytearray:
+        sealed = seal_each(self, plains)
         sealed[20] ^= 1
         return sealed
 
     with repo.lock():
-        monkeypatch.setattr(Key, "seal", broken)
+        monkeypatch.setattr(Key, "seal_each", broken)
         with pytest.raises(DamagedError), repo.writer(Progress(), verify_write=True) as writer:
             writer.save(BlobKind.DATA, b"content")
         with pytest.raises(DamagedError), repo.writer(Progress()) as writer:
@@ -342,3 +344,20 @@ def test_threads_share_two_heaps_where_the_c_library_can_do_that() -> None:
         env=os.environ | own,
     )
     assert int(shared.stdout) < int(apart.stdout)
+
+
+def test_blobs_that_are_handed_over_together_are_stored_each_for_itself(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    blobs = [os.urandom(300_000), b"a" * 300_000, b"a" * 300_000, os.urandom(5)]
+    ready = Prepared.of(b"prepared" * 1000, 1)
+    with repo.lock(), repo.writer(Progress()) as writer:
+        saved = writer.submit_run(BlobKind.DATA, [*blobs, ready]).result()
+        again = writer.submit_run(BlobKind.DATA, [ready, blobs[0]]).result()
+    assert [one.new for one in saved] == [True, True, False, True, True]
+    assert [(one.new, one.stored_bytes) for one in again] == [(False, 0)] * 2
+    assert writer.new_blobs == 4
+    with repo.lock():
+        repo.load_index()
+        for blob, one in zip([*blobs, b"prepared" * 1000], saved, strict=True):
+            assert repo.load_blob(BlobKind.DATA, one.id) == blob
+    restic(tmp_path / "repo", "check", "--read-data")
