@@ -69,7 +69,6 @@ MOMENTS = (
     ("after create_snapshot", False),
     ("after set_metadata brs_import", False),
     ("read 5", True),
-    ("after flush", False),
     ("after remove_metadata brs_import", False),
 )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
 
+from node_agent.config import RootsConfig
 from node_agent.drivers.ceph.groups import Group, disk_names, group_of, id_of
 from node_agent.drivers.ceph.import_several import placed
 from node_agent.drivers.ceph.inventory import Image, identity
@@ -14,6 +18,12 @@ from node_agent.drivers.libvirt import ImportRequest
 from node_agent.drivers.libvirt.import_xml import Placed, rewritten
 from node_agent.drivers.libvirt.rbd import RbdSource, address, rbd_words, source_of
 from node_agent.errors import TargetError
+from node_agent.guard import Guard
+from node_agent.progress import Progress
+from node_agent.protocol import PlatformAccess
+from node_agent.repository.lock import LockHolder
+from node_agent.tasks.context import Outlet, TaskContext
+from node_agent.tasks.platform_kvm import KvmPlatform
 
 SECRET = "5a37cd74-43a1-4a43-9a61-d62a7d0c5f4b"
 UUID = "1e0f2d0c-51a6-4a0c-9f0e-8a8f9c3b7a11"
@@ -81,6 +91,17 @@ def test_a_restored_disk_is_another_image_by_the_same_monitors_or_a_file() -> No
     disk = ElementTree.fromstring(file).find("devices/disk")
     assert disk is not None and (disk.get("type"), source_of(disk)) == ("file", None)
     assert "auth" not in file and "/vms/a.qcow2" in file
+
+
+@pytest.mark.parametrize(("told", "wanted"), [({}, False), ({"rbd-snapshots": "yes"}, True)])
+def test_snapshots_in_the_cluster_are_made_only_where_the_platform_says_so(
+    tmp_path: Path, told: dict[str, str], wanted: bool
+) -> None:
+    access = PlatformAccess(kind="kvm", addresses=["kvm1"], options=told, host_keys={"kvm1": "ssh-ed25519 AAAA"})
+    context = TaskContext(
+        uuid4(), Guard(RootsConfig()), Progress(), cast(Outlet, None), LockHolder("x"), tmp_path, tmp_path, tmp_path
+    )
+    assert KvmPlatform(access, context)._host("kvm1").access.ceph_snapshots is wanted
 
 
 # --- groups -------------------------------------------------------------------------------------------
