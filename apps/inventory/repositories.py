@@ -74,7 +74,15 @@ def _credentials(destination: Destination) -> str:
     """What opens the store, in restic's variables where it has them; nothing for a folder."""
     if destination.kind == DestinationKind.LOCAL:
         return ""
-    lines = [f"    {_VARIABLES.get(name, name)}={value}" for name, value in sorted(stores.told(destination).items())]
+    told = dict(stores.told(destination))
+    key_file = told.pop("service-account-key", None)
+    lines = [f"    {_VARIABLES.get(name, name)}={value}" for name, value in sorted(told.items())]
+    if key_file is not None:
+        lines += [
+            "    GOOGLE_APPLICATION_CREDENTIALS=google-key.json   (a file with the text that follows)",
+            "",
+            key_file,
+        ]
     return "\nThe store itself opens with (variables of restic, else options of BRS):\n\n" + "\n".join(lines) + "\n"
 
 
@@ -98,6 +106,7 @@ _VARIABLES = {
     "account-name": "AZURE_ACCOUNT_NAME",
     "account-key": "AZURE_ACCOUNT_KEY",
     "account-sas": "AZURE_ACCOUNT_SAS",
+    "access-token": "GOOGLE_ACCESS_TOKEN",
     "user": "RESTIC_REST_USERNAME",
 }
 

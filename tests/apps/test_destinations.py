@@ -205,6 +205,16 @@ def test_the_recovery_kit_tells_how_the_store_opens(world):
     assert person(world.stranger).post(f"repositories/{world.alpha.repository.pk}/kit/").status_code == 404
 
 
+def test_the_recovery_kit_of_a_google_bucket_says_that_its_key_belongs_into_a_file(world):
+    key = '{"type": "service_account", "private_key": "x"}'
+    person(world.admin).post("destinations/", body(world, "gs", secrets={"service-account-key": key}))
+    store = Destination.objects.get(kind="gs")
+    Repository.objects.filter(pk=world.alpha.repository.pk).update(destination=store)
+    text = person(world.owner).post(f"repositories/{world.alpha.repository.pk}/kit/").content.decode()
+    assert f"GOOGLE_APPLICATION_CREDENTIALS=google-key.json   (a file with the text that follows)\n\n{key}\n" in text
+    assert URLS["gs"] in text and "service-account-key" not in text
+
+
 LOCK = {"object-lock": "compliance", "object-lock-days": "30"}
 
 

@@ -26,7 +26,7 @@ from node_agent.repository.backend import Backend, Kind, open_backend
 from node_agent.repository.backend.retry import RetryingBackend
 from node_agent.repository.repository import BlobKind, Repository
 from tests.contracts.backend_faults import CuttingProxy, Fault, FaultyBackend, random_plan
-from tests.contracts.backend_peers import KINDS_OF_PEERS, Peers, Place, RcloneRest, Sshd, missing, needed
+from tests.contracts.backend_peers import KINDS_OF_PEERS, Peers, Place, RcloneRest, Sshd, missing
 from tests.repository.core_world import FAST, PASSWORD, make_snapshot, restic
 from tests.repository.core_world import store as store_blobs
 
@@ -371,28 +371,3 @@ def test_two_processes_of_one_store_do_not_share_a_connection(peers: Peers) -> N
 def test_an_s3_key_that_lacks_its_half_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match="half"):
         open_backend("s3:https://host/bucket", env={"AWS_ACCESS_KEY_ID": "k"})
-
-
-def test_a_certificate_of_an_own_authority_is_trusted_only_when_it_is_given(tmp_path: Path) -> None:
-    needed("openssl")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=brs-test"
-    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    rest = RcloneRest(tmp_path, "--cert", str(certificate), "--key", str(key), scheme="https")
-    try:
-        place = rest.place()
-        with pytest.raises(BackendError, match="not trusted") as caught:
-            place.open().create()
-        assert not isinstance(caught.value, BackendUnavailable) and "cacert" in caught.value.hint
-        store = place.open(cacert=str(certificate))
-        store.create()
-        store.put(Kind.PACK, NAME, [b"x"])
-        assert store.get(Kind.PACK, NAME) == b"x"
-        store.close()
-        env = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-        with pytest.raises(BackendError, match="not trusted") as caught:
-            open_backend(f"s3:https://127.0.0.1:{rest.port}/bucket", {}, env).create()
-        assert "cacert" in caught.value.hint
-    finally:
-        rest.stop()
