@@ -34,6 +34,10 @@ class ScheduleForm(ScopedForm):
         model = Schedule
         fields = ["cron", "mode", "enabled"]
 
+    def has_changed(self) -> bool:
+        """A row that was added and left as it was proposed is meant: else it would be dropped without a word."""
+        return super().has_changed() or self.instance._state.adding
+
     def clean_cron(self) -> str:
         cron = " ".join(self.cleaned_data["cron"].split())
         try:

@@ -153,6 +153,15 @@ def test_the_editor_offers_them_to_owners_and_shows_them_to_administrators(world
     assert signed_in(world.stranger).get(address).status_code in (302, 404)
 
 
+def test_a_schedule_that_is_added_as_it_is_proposed_is_kept(world):
+    policy = world.alpha.policy
+    policy.schedules.all().delete()
+    row = {"schedules-TOTAL_FORMS": 1, "schedules-0-cron": "0 22 * * *", "schedules-0-mode": "incremental"}
+    row |= {"schedules-0-enabled": "on", "schedules-0-policy": policy.pk}
+    assert signed_in(world.owner).post(page(Policy, "change", policy.pk), form_of(policy, **row)).status_code == 302
+    assert policy.schedules.get().cron == "0 22 * * *"
+
+
 def test_right_in_one_tenant_is_none_in_another(world):
     assert commands.may_set(world.owner, world.alpha.tenant)
     assert not commands.may_set(world.owner, world.beta.tenant)
