@@ -114,7 +114,10 @@ class State:
             raise ConfigError(f"{self.folder / CA_FILE} cannot be read.", hint="Enrol the node again.") from error
 
     def keep_enrolment(self, identity: Identity, ca_pem: str | None, token: str) -> None:
-        """The token is written last: with it the enrolment is complete."""
+        """The token is written last: with it the enrolment is complete. An older one goes first: whatever a power cut
+        leaves, a token is never shown to another server than its own."""
+        (self.folder / TOKEN_FILE).unlink(missing_ok=True)
+        sync_folder(self.folder)
         if ca_pem is not None:
             replace_file(self.folder / CA_FILE, ca_pem.encode())
         replace_file(self.folder / NODE_FILE, json.dumps(asdict(identity), indent=1).encode())
@@ -142,18 +145,26 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Readers see the old content or the new, also after a crash (``durable``). Mode 0600."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(handle, content[written:])
             if durable:
-                os.fsync(out.fileno())
+                os.fsync(handle)
+        finally:
+            os.close(handle)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """What was made, renamed or removed in it stays so."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,6 +1,6 @@
 """Disk staging: folders below the node's staging space that live from one task to the next.
 
-    <staging>/<name>/meta.json   facts; written last: a folder without it is a leftover of a broken run
+    <staging>/<name>/meta.json   facts; written last: a folder without it is a leftover, as one from before a restart
     <staging>/<name>/data/       what was exported or fetched
     <staging>/<name>/owners      owners that the copies could not be given: the node's user is not root
 
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from node_agent.errors import BrsError, Interrupted, LeaseLost, RefusedError, SourceMissing, TargetError, TargetFull
 from node_agent.items import Issue, Issues, Severity
+from node_agent.repository.lock_journal import boot_id
 from node_agent.state import replace_file
 
 log = logging.getLogger("brs.node.staging")
@@ -78,18 +79,25 @@ class Staged:
     def facts(self) -> Facts | None:
         """None while nothing complete is staged here."""
         try:
-            return Facts(**json.loads((self.folder / META).read_text()))
+            value = json.loads((self.folder / META).read_text())
+            boot = value.pop("boot", "")
+            facts = Facts(**value)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             log.warning("staging folder %s is damaged: %s", self.folder, error)
             return None
+        if boot != boot_id():
+            log.warning("staging folder %s is from before this machine was started; its data may be torn", self.folder)
+            return None
+        return facts
 
     def required(self) -> Facts:
         found = self.facts()
         if found is None:
             raise SourceMissing(
-                "What the first step staged is not on this node any more.", hint="Start the run again from the start."
+                "What the first step staged is not on this node any more, or the machine was started anew since.",
+                hint="Start the run again from the start.",
             )
         return found
 
@@ -107,7 +115,9 @@ class Staged:
             ) from error
 
     def finish(self, facts: Facts) -> None:
-        replace_file(self.folder / META, json.dumps(asdict(facts)).encode())
+        """What was staged is not synced, so it counts until this machine is started anew: after a power cut files may
+        be there by half."""
+        replace_file(self.folder / META, json.dumps({"boot": boot_id(), **asdict(facts)}).encode())
 
     def keep_owners(self, owners: Mapping[bytes, tuple[int, int]]) -> None:
         """A path holds any byte but zero, which therefore ends an entry."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from node_agent.drivers.libvirt.access import HostAccess
+from node_agent.state import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,7 @@ class Journal:
     def write(self, entry: Entry) -> None:
         """Durable on return."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        with new.open("w") as file:
-            json.dump(asdict(entry), file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(self._path, json.dumps(asdict(entry)).encode())
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)
