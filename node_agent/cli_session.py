@@ -148,7 +148,7 @@ def progress_shown(args: argparse.Namespace) -> Iterator[Progress]:
     """
     shown = sys.stderr.isatty() and not getattr(args, "quiet", False) and not wants_json(args)
     bar = _Bar(shown, _SILENT[min(verbosity(args), len(_SILENT) - 1)])
-    progress = Progress(log=bar.log)
+    progress = Progress(log=bar.log, watched=shown)
     with _stopped_by_signals(progress), bar.drawing(progress):
         yield progress
 

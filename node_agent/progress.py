@@ -53,6 +53,7 @@ class Progress:
     """Shared by the threads of one run. ``log`` receives (level, message); levels as in logging."""
 
     log: Callable[[str, str], None] = lambda _level, _message: None
+    watched: bool = True  # whether anybody looks at the counters; if not, nothing need be counted only for them
     _values: dict[str, Any] = field(default_factory=lambda: asdict(Counters()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: BrsError | None = None

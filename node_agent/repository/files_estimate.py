@@ -20,7 +20,10 @@ _DELAY_S = 1.0  # a run that ends before needs no bar, and no second look at eve
 
 @contextmanager
 def estimated(roots: Sequence[Path], excludes: Excludes, progress: Progress) -> Iterator[None]:
-    """Count while the block runs; ends with it."""
+    """Count while the block runs, if somebody looks at the progress; ends with it."""
+    if not progress.watched:
+        yield
+        return
     done = threading.Event()
     thread = threading.Thread(target=_count, args=(roots, excludes, progress, done), name="estimate", daemon=True)
     thread.start()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import stat
 
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
 
 def open_regular(name: bytes, folder_fd: int) -> int:
     """A descriptor of a file; without touching its access time where that is allowed."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return os.open(name, flags | os.O_NOATIME, dir_fd=folder_fd)
+        return os.open(name, _FLAGS | os.O_NOATIME, dir_fd=folder_fd)
     except PermissionError:  # O_NOATIME is for the owner and root only
-        return os.open(name, flags, dir_fd=folder_fd)
+        return os.open(name, _FLAGS, dir_fd=folder_fd)
 
 
 def is_regular(st: os.stat_result) -> bool:

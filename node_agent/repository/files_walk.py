@@ -320,15 +320,22 @@ class Walk:
 
     def _take(self, folder: Folder, part: Part) -> None:
         """Put files that were read into their folder."""
+        read = size = files = changed = 0
         for outcome, name, known in zip(self._small.wait(part), part.names, part.known, strict=True):
             if outcome.findings:
                 self._note_findings(folder, os.path.join(folder.path, name), outcome.findings)
-            self.stats.read_bytes += outcome.read_bytes
-            self._tally.read_bytes += outcome.read_bytes
-            self._tally.done_bytes += outcome.read_bytes
+            read += outcome.read_bytes
             if outcome.node is not None:
                 folder.add_encoded(EncodedNode(name, outcome.node))
-                self._count(os.path.join(folder.path, name), outcome.size, known)
+                size += outcome.size
+                files += 1
+                changed += known
+        self.stats.read_bytes += read
+        self._tally.read_bytes += read
+        self._tally.done_bytes += read
+        self.stats.new += files - changed
+        self.stats.changed += changed
+        self._tell_of(os.path.join(folder.path, part.names[-1]), size, files)
 
     def _note_findings(self, folder: Folder, path: bytes, findings: Sequence[Finding]) -> None:
         for code, message in findings:
@@ -405,9 +412,9 @@ class Walk:
         self.stats.changed += known
         self._tell_of(path, size)
 
-    def _tell_of(self, path: bytes, size: int) -> None:
+    def _tell_of(self, path: bytes, size: int, files: int = 1) -> None:
         self.stats.size_bytes += size
-        self._tally.done_files += 1
+        self._tally.done_files += files
         if self._tally.done_files >= _TOLD_AT_ONCE:
             self._progress.set(current=printable(path))
             self._tell()

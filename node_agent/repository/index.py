@@ -53,6 +53,7 @@ CREATE TABLE twice AS SELECT p.id AS pack, f.first AS first FROM packs p
     WHERE p.id != f.first
 """
 _KINDS = (BlobKind.DATA, BlobKind.TREE)
+_TREE = BlobKind.TREE  # its number is 1
 _NUMBER = {kind: number for number, kind in enumerate(_KINDS)}
 _BATCH = 500
 _SORTED_AT_ONCE = 1 << 17  # neighbours in the table are looked up one after the other
@@ -312,7 +313,8 @@ class Index:
                 "INSERT INTO packs (file, name) VALUES (?, ?)", (file_id, bytes.fromhex(pack))
             ).lastrowid
             assert pack_id is not None
-            rows.extend((b.id, _NUMBER[b.kind], pack_id, b.offset, b.length, b.raw_length) for b in blobs)
+            # Not by _NUMBER: to hash a member of an enumeration takes longer than all the rest.
+            rows.extend((b.id, int(b.kind is _TREE), pack_id, b.offset, b.length, b.raw_length) for b in blobs)
         noted = [(file_id, 1, name) for name in marks.superseded] + [(file_id, 0, name) for name in marks.dropped]
         self._db.executemany("INSERT INTO marks VALUES (?, ?, ?)", noted)
         rows.sort()  # the table is ordered by id: sorted rows touch each page once

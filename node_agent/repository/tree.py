@@ -190,15 +190,22 @@ def walk(repo: Repository, tree_id: bytes, prefix: bytes = b"") -> Iterator[tupl
 
 
 def _encode_node(node: Node) -> str:
+    """Once for each file of a backup: what many have in common is made once, what few have is looked for once."""
     mtime = format_ns(node.mtime)
     atime = mtime if node.atime == node.mtime else format_ns(node.atime)
-    parts = [
-        f'{{"name":{_encode_name(node.name)},"type":{_text(node.type)}{_field("mode", node.mode)}'
-        f',"mtime":"{mtime}","atime":"{atime}","ctime":"{format_ns(node.ctime)}","uid":{node.uid},"gid":{node.gid}'
-        f"{_text_field('user', node.user)}{_text_field('group', node.group)}"
-        f"{_field('inode', node.inode)}{_field('device_id', node.device_id)}"
+    ctime = mtime if node.ctime == node.mtime else format_ns(node.ctime)
+    rare = node.linktarget or node.xattrs or node.generic_attributes or node.device
+    return (
+        f'{{"name":{_encode_name(node.name)},{_type_and_mode(node.type, node.mode)}'
+        f',"mtime":"{mtime}","atime":"{atime}","ctime":"{ctime}",{_owners(node.uid, node.gid, node.user, node.group)}'
+        f"{_field('inode', node.inode)}{_device_id(node.device_id)}"
         f"{_field('size', node.size)}{_field('links', node.links)}"
-    ]
+        f'{_encode_rare(node) if rare else ""},"content":{_encode_content(node)}{_encode_tail(node)}}}'
+    )
+
+
+def _encode_rare(node: Node) -> str:
+    parts: list[str] = []
     if node.linktarget:
         parts += _encode_linktarget(node.linktarget)
     if node.xattrs:
@@ -208,22 +215,36 @@ def _encode_node(node: Node) -> str:
         parts.append(f'"generic_attributes":{_html_safe(raw)}')
     if node.device:
         parts.append(f'"device":{node.device}')
-    parts.append(f'"content":{_encode_content(node)}')
-    if node.subtree is not None:
-        parts.append(f'"subtree":"{node.subtree.hex()}"')
-    if node.error:
-        parts.append(f'"error":{_string(node.error)}')
-    return ",".join(parts) + "}"
+    return "," + ",".join(parts)
+
+
+def _encode_tail(node: Node) -> str:
+    tail = f',"subtree":"{node.subtree.hex()}"' if node.subtree is not None else ""
+    return f'{tail},"error":{_string(node.error)}' if node.error else tail
 
 
 def _encode_content(node: Node) -> str:
     if node.type != FILE:
         return "null"
-    if isinstance(node.content, Ids):
-        return to_json(node.content)
-    return (
-        '["' + '","'.join(map(bytes.hex, node.content)) + '"]' if node.content else "[]"
-    )  # null: restic's check fails
+    content = node.content
+    if type(content) is Ids:  # isinstance would ask an abstract class
+        return to_json(content)
+    return '["' + '","'.join(map(bytes.hex, content)) + '"]' if content else "[]"  # null: restic's check fails
+
+
+@lru_cache(maxsize=1024)
+def _type_and_mode(kind: str, mode: int) -> str:
+    return f'"type":{_string(kind)}{_field("mode", mode)}'
+
+
+@lru_cache(maxsize=1024)
+def _owners(uid: int, gid: int, user: str, group: str) -> str:
+    return f'"uid":{uid},"gid":{gid}{_text_field("user", user)}{_text_field("group", group)}'
+
+
+@lru_cache(maxsize=64)
+def _device_id(device: int) -> str:
+    return _field("device_id", device)
 
 
 def _encode_linktarget(target: bytes) -> list[str]:
@@ -253,13 +274,7 @@ def _field(name: str, value: int) -> str:
 
 
 def _text_field(name: str, value: str) -> str:
-    return f',"{name}":{_text(value)}' if value else ""
-
-
-@lru_cache(maxsize=1024)
-def _text(value: str) -> str:
-    """Of names of users and groups, which are few."""
-    return _string(value)
+    return f',"{name}":{_string(value)}' if value else ""
 
 
 def _string(text: str) -> str:

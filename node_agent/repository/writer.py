@@ -61,9 +61,6 @@ class Pending(Protocol):
 _Blob = tuple[BlobKind, Buffer | Prepared]
 
 
-_Key = tuple[BlobKind, bytes]
-
-
 @dataclass(slots=True)
 class _Batch:
     blobs: list[_Blob] = field(default_factory=list)
@@ -153,7 +150,8 @@ class BlobWriter:
         self._gathering = threading.Lock()
         self._batch = _Batch()
         self._state = threading.Lock()  # claims, builders, unindexed packs, figures
-        self._claims: set[tuple[BlobKind, bytes]] = set()  # of this run, until an index file names them
+        # Of this run, until an index file names them.
+        self._claims: dict[BlobKind, set[bytes]] = {kind: set() for kind in BlobKind}
         self._builders: dict[BlobKind, PackBuilder] = {}
         self._unindexed: list[PackEntry] = []
         self._index_due = time.monotonic() + MAX_AGE_S
@@ -274,20 +272,19 @@ class BlobWriter:
             self._budget.release(size)
 
     def _store_checked(self, blobs: Sequence[_Blob]) -> list[Saved]:
-        keys = [(kind, _id(data)) for kind, data in blobs]
+        ids = [_id(data) for _, data in blobs]
         self._raise_error()
-        claimed = self._claim(keys)
-        new: dict[BlobKind, dict[bytes, Buffer | Prepared]] = {}
-        for key, (kind, data) in zip(keys, blobs, strict=True):
-            if key in claimed:
-                new.setdefault(kind, {}).setdefault(key[1], data)  # the second of two alike in one batch is no new one
-        stored: dict[_Key, int] = {}
-        for kind, its in new.items():
-            sealed, content = self.sealer.seal(kind, list(its.items()))
+        different: dict[BlobKind, dict[bytes, Buffer | Prepared]] = {}
+        for blob_id, (kind, data) in zip(ids, blobs, strict=True):
+            different.setdefault(kind, {}).setdefault(blob_id, data)
+        stored: dict[bytes, int] = {}
+        for kind, its in different.items():
+            mine = self._claim(kind, set(its))
+            sealed, content = self.sealer.seal(kind, [blob for blob in its.items() if blob[0] in mine])
             self.add_sealed(kind, sealed, content)
-            stored.update(((kind, blob.id), blob.length) for blob in sealed)
+            stored.update((blob.id, blob.length) for blob in sealed)
         # Of two alike the first is the new one.
-        return [Saved(key[1], new=key in stored, stored_bytes=stored.pop(key, 0)) for key in keys]
+        return [Saved(blob_id, new=blob_id in stored, stored_bytes=stored.pop(blob_id, 0)) for blob_id in ids]
 
     # --- for whoever seals by himself ---
 
@@ -297,11 +294,11 @@ class BlobWriter:
         A claim that is not kept leaves a blob missing: the run must then fail. Raises as :meth:`submit` does.
         """
         self._still_wanted()
-        mine = self._claim([(kind, blob_id) for blob_id in ids if blob_id])
+        mine = self._claim(kind, {blob_id for blob_id in ids if blob_id})
         wanted: list[int] = []
         for position, blob_id in enumerate(ids):
-            if (kind, blob_id) in mine:
-                mine.remove((kind, blob_id))  # of two alike the first
+            if blob_id in mine:
+                mine.remove(blob_id)  # of two alike the first
                 wanted.append(position)
         return wanted
 
@@ -319,19 +316,16 @@ class BlobWriter:
         if kind is BlobKind.DATA:
             self._progress.add(waiting_bytes=size)
 
-    def _claim(self, keys: Sequence[_Key]) -> set[_Key]:
+    def _claim(self, kind: BlobKind, ids: set[bytes]) -> set[bytes]:
         """Those that are this caller's to store: in no index, and claimed by nobody else."""
         with self._state:
-            mine = set(keys).difference(self._claims)
-            self._claims |= mine
-        listed: set[_Key] = set()
-        for kind in {kind for kind, _ in mine}:
-            ids = {blob_id for its_kind, blob_id in mine if its_kind is kind}
-            listed.update((kind, blob_id) for blob_id in ids - self._index.missing(kind, ids))
-        if listed:
+            mine = ids - self._claims[kind]
+            self._claims[kind] |= mine
+        unknown = self._index.missing(kind, mine)
+        if len(unknown) < len(mine):
             with self._state:
-                self._claims -= listed  # the index says it; remembering it twice would cost memory
-        return mine - listed
+                self._claims[kind] -= mine - unknown  # the index says it; remembering it twice would cost memory
+        return unknown
 
     def _append(self, kind: BlobKind, blobs: Sequence[SealedBlob], sealed: Buffer) -> list[PackBuilder]:
         """Put a run of blobs into the open pack of their kind; returns the packs that became ready by that."""
@@ -397,7 +391,8 @@ class BlobWriter:
         name = save_index_file(self._files, packs)
         self._index.add_file(name, packs)
         with self._state:
-            self._claims.difference_update((blob.kind, blob.id) for _, blobs in packs for blob in blobs)
+            for _, blobs in packs:
+                self._claims[blobs[0].kind].difference_update(blob.id for blob in blobs)  # a pack is of one kind
 
     def _keep_what_is_durable(self, reason: BaseException) -> None:
         """After an error: name finished packs, so that the next run need not store them again. Never raises."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -97,6 +98,12 @@ def test_the_size_of_the_run_is_known_beside_it(tmp_path: Path) -> None:
         while not progress.counters.total_bytes and time.monotonic() < deadline:
             time.sleep(0.001)
     assert (progress.counters.total_bytes, progress.counters.total_files) == (2000, 2)
+
+
+def test_nothing_is_counted_for_a_bar_that_nobody_sees(tmp_path: Path) -> None:
+    for watched in (True, False):
+        with estimated([tmp_path], Excludes(), Progress(watched=watched)):
+            assert watched == any(thread.name == "estimate" for thread in threading.enumerate())
 
 
 def test_an_unchanged_tree_adds_no_tree(tmp_path: Path) -> None:
