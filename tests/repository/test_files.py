@@ -102,7 +102,7 @@ def test_the_size_of_the_run_is_known_beside_it(tmp_path: Path) -> None:
 
 def test_nothing_is_counted_for_a_bar_that_nobody_sees(tmp_path: Path) -> None:
     for watched in (True, False):
-        with estimated([tmp_path], Excludes(), Progress(watched=watched)):
+        with estimated([tmp_path], Excludes([]), Progress(watched=watched)):
             assert watched == any(thread.name == "estimate" for thread in threading.enumerate())
 
 
