@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ from node_agent.cli_options import (
     verbosity,
     wants_json,
 )
-from node_agent.errors import Cancelled, Interrupted
+from node_agent.errors import Cancelled, ConfigError, Interrupted
 from node_agent.items import Issue, Issues, Severity
 from node_agent.progress import Counters, Progress
 
@@ -148,9 +149,42 @@ def progress_shown(args: argparse.Namespace) -> Iterator[Progress]:
     """
     shown = sys.stderr.isatty() and not getattr(args, "quiet", False) and not wants_json(args)
     bar = _Bar(shown, _SILENT[min(verbosity(args), len(_SILENT) - 1)])
-    progress = Progress(log=bar.log, watched=shown)
-    with _stopped_by_signals(progress), bar.drawing(progress):
+    per_second = _per_second() if wants_json(args) and not getattr(args, "quiet", False) else 0.0
+    progress = Progress(log=bar.log, watched=shown or per_second > 0)
+    with _stopped_by_signals(progress), bar.drawing(progress), _told(per_second, progress):
         yield progress
+
+
+@contextlib.contextmanager
+def _told(per_second: float, progress: Progress) -> Iterator[None]:
+    """With ``--json`` and RESTIC_PROGRESS_FPS: the figures of the bar as lines for programs, and once at the end."""
+    if not per_second:
+        yield
+        return
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(1 / per_second):
+            print_json(status_line(progress.counters))
+
+    thread = threading.Thread(target=tell, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print_json(status_line(progress.counters))
+
+
+def _per_second() -> float:
+    said = os.environ.get("RESTIC_PROGRESS_FPS") or "0"
+    try:
+        return min(60.0, max(0.0, float(said)))
+    except ValueError:
+        raise ConfigError(
+            f"RESTIC_PROGRESS_FPS is {said!r}, which is no number.", hint="Write for example 1."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -209,19 +243,33 @@ class _Bar:
 
 
 def bar_line(c: Counters, width: int = 24) -> str:
+    """The bar shows the whole run where it is known, else the phase; the figures are the phase's."""
     phase = f"  {c.phase}" if c.phase else ""
     if c.total_bytes:
-        done, total = c.done_bytes, c.total_bytes
-        counts = f"{human_size(done)} of {human_size(total)}"
-    elif c.total_files and not c.done_bytes:  # snapshots of a check or copy, index files of a repair
-        done, total = c.done_files, c.total_files
-        counts = f"{done} of {total}"
+        counts = f"{human_size(c.done_bytes)} of {human_size(c.total_bytes)}"
+    elif c.total_files and not c.done_bytes:  # snapshots, index files, packs
+        counts = f"{c.done_files} of {c.total_files}"
+    elif c.whole:
+        counts = ""
     else:
         return f"{human_size(c.done_bytes)} in {c.done_files} files{phase}  {c.current[-40:]}"
-    share = min(1.0, done / total)
+    share = c.whole or c.share
     filled = round(share * width)
     bar = "#" * filled + "." * (width - filled)
     return f"[{bar}] {share:6.1%}  {counts}{phase}"
+
+
+def status_line(c: Counters) -> dict[str, object]:
+    """For programs; fields as restic's."""
+    return {
+        "message_type": "status",
+        "phase": c.phase,
+        "percent_done": round(c.whole or c.share, 4),
+        "total_files": c.total_files,
+        "files_done": c.done_files,
+        "total_bytes": c.total_bytes,
+        "bytes_done": c.settled_bytes,
+    }
 
 
 # --- output ---

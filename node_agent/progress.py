@@ -29,6 +29,7 @@ class Counters:
     total_files: int = 0
     done_files: int = 0
     left_out: int = 0
+    whole: float = 0.0  # of the run with all its phases, 0 to 1; only grows; 0 where nobody says it
     current: str = ""  # printable name of what is at work
     parts: tuple[tuple[str, int], ...] = ()  # name and size of each disk, in the order they are worked on
     checks: tuple[tuple[str, bool, str, str], ...] = ()  # name, ok, detail, hint: of a connection test, so far
@@ -41,6 +42,12 @@ class Counters:
             done.append(min(left, size))
             left -= done[-1]
         return done
+
+    @property
+    def share(self) -> float:
+        """Of this phase, 0 to 1; by bytes where their total is known, else by items."""
+        done, total = (self.done_bytes, self.total_bytes) if self.total_bytes else (self.done_files, self.total_files)
+        return max(0.0, min(1.0, done / total)) if total else 0.0
 
     @property
     def settled_bytes(self) -> int:
@@ -57,6 +64,7 @@ class Progress:
     _values: dict[str, Any] = field(default_factory=lambda: asdict(Counters()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: BrsError | None = None
+    _stretch: tuple[float, float] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def add(self, **amounts: int) -> None:
@@ -69,10 +77,26 @@ class Progress:
         with self._lock:
             self._values.update(values)
 
+    def begin(self, phase: str, stretch: tuple[float, float], *, total_bytes: int = 0, total_files: int = 0) -> None:
+        """A phase that takes the run from one share of the whole to another; counted from zero."""
+        with self._lock:
+            self._advance()
+            self._stretch = stretch
+            counts = {"total_bytes": total_bytes, "done_bytes": 0, "total_files": total_files, "done_files": 0}
+            self._values.update(counts, phase=phase, current="")
+
     @property
     def counters(self) -> Counters:
         with self._lock:
+            self._advance()
             return Counters(**self._values)
+
+    def _advance(self) -> None:
+        """Never back: a plan that is made anew, or a total that grows, holds the bar where it is."""
+        if self._stretch is not None:
+            begin, end = self._stretch
+            reached = begin + (end - begin) * Counters(**self._values).share
+            self._values["whole"] = max(self._values["whole"], reached)
 
     def stop(self, why: BrsError) -> None:
         """Ask the run to end with ``why`` (the first wish counts)."""

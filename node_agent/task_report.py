@@ -35,6 +35,7 @@ def progress_report(token: str, counters: Counters, rate: float, lines: TaskLog)
         total_files=counters.total_files,
         done_files=counters.done_files,
         left_out=counters.left_out,
+        whole=round(counters.whole, 4),
         rate_bytes_s=round(rate, 1),
         current=counters.current[:4000],
         parts=[

@@ -149,6 +149,8 @@ class JobAdmin(BulkActs, ReadOnlyAdmin):
             return job.error_message[:80] if job.state == State.FAILED else "–"
         stages = pipeline(list(job.tasks.all()))
         done, total = sum(stage.done_bytes for stage in stages), sum(stage.total_bytes for stage in stages)
+        if len(stages) == 1 and stages[0].whole:
+            done, total = stages[0].percent, 100
         return look.bar(done, total, "run", _("%d %% done") % look.percent(done, total))
 
     @display(description=gettext_lazy("started"), ordering="created_at")

@@ -44,7 +44,19 @@ class Stage:
     def percent(self) -> int:
         if self.state == State.SUCCEEDED or self.state == State.PARTIAL:
             return 100
-        return max(0, min(99, round(100 * self.done_bytes / self.total_bytes))) if self.total_bytes else 0
+        share = self.whole or (self.done_bytes / self.total_bytes if self.total_bytes else 0)
+        return max(0, min(99, round(100 * share)))
+
+    @property
+    def whole(self) -> float:
+        """Of a task with phases that the page does not tell apart; bytes and items are those of one of them."""
+        return float(self.figures.get("whole") or 0)
+
+    @property
+    def step(self) -> str:
+        """What is counted by items at the moment."""
+        done, total = self.figures.get("done_files") or 0, self.figures.get("total_files") or 0
+        return f"{min(done, total)} / {total}" if self.whole and total and not self.total_bytes else ""
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -54,7 +66,7 @@ class Stage:
 
     @property
     def eta_s(self) -> float | None:
-        if self.state not in ACTIVE or self.rate <= 0 or not self.total_bytes:
+        if self.state not in ACTIVE or self.rate <= 0 or not self.total_bytes or self.whole:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.rate
 

@@ -93,6 +93,8 @@ def _derived(figures: dict[str, Any]) -> dict[str, Any]:
     """percent (0-100) and seconds to go, where the node's figures allow to say; else None."""
     total, done_bytes = figures.get("total_bytes") or 0, figures.get("done_bytes") or 0
     rate = figures.get("rate_bytes_s") or 0
+    if whole := figures.get("whole"):  # bytes are of one of several phases then
+        return {"percent": min(100.0, round(100 * whole, 1)), "eta_s": None}
     percent = min(100.0, round(100 * done_bytes / total, 1)) if total else None
     eta_s = round(max(0, total - done_bytes) / rate) if total and rate else None
     return {"percent": percent, "eta_s": eta_s}

@@ -45,6 +45,7 @@ class ProgressReport(Wire):
     total_files: int = 0
     done_files: int = 0
     left_out: int = 0
+    whole: float = Field(default=0, ge=0, le=1)  # of the task with all its phases; only grows; 0: nobody says it
     rate_bytes_s: float = 0
     current: str = Field(default="", max_length=4000)
     parts: list[PartProgress] = Field(default=[], max_length=300)  # in the order they are worked on

@@ -37,6 +37,7 @@ from node_agent.repository.snapshot import Snapshot, load_snapshot
 from node_agent.repository.tree import Node, decode_tree
 
 _BlobKey = tuple[BlobKind, bytes]
+_PACKS_END, _DATA_END = 0.3, 0.85  # of the whole: what headers take, and data where it is read
 _PATHS = 20  # are named of each problem; 'repair snapshots' names all
 
 
@@ -179,7 +180,7 @@ class _Check:
                 continue
 
     def index_files(self) -> None:
-        self.progress.set(phase="check index")
+        self.progress.begin("check index", (0.0, 0.05))
         self.index.refresh(lambda error: self._error("index", _named(error), error.message), self.progress)
         self.report.blobs = self.index.blob_count()
 
@@ -217,7 +218,7 @@ class _Check:
         """Returns the packs that were not found whole."""
         order = choice.order(indexed, verified, time.time())
         total = sum(indexed[pack] for pack in order)
-        self.progress.set(phase="check data", total_bytes=total, done_bytes=0, total_files=len(order), done_files=0)
+        self.progress.begin("check data", (_PACKS_END, _DATA_END), total_bytes=total, total_files=len(order))
         deadline = choice.deadline()
         wanted = (
             (pack, indexed[pack])
@@ -237,7 +238,10 @@ class _Check:
     def _against_index(self, stored: dict[str, int], read_data: bool) -> PackCheck:
         packs = PackCheck(self.repo.files, self.progress, read_data, self._prover)
         total = sum(stored.values()) if read_data else 0
-        self.progress.set(phase="check packs", total_bytes=total, done_bytes=0, total_files=len(stored), done_files=0)
+        if read_data:
+            self._prover.expect(self.report.blobs, total)
+        end = _DATA_END if read_data else _PACKS_END
+        self.progress.begin("check packs", (0.05, end), total_bytes=total, total_files=len(stored))
         self._take(packs.run(self.index.packs(), stored))
         self.report.packs, self.report.read_bytes = packs.seen, packs.read_bytes
         self.report.notes += packs.notes
@@ -250,7 +254,8 @@ class _Check:
             self._error("pack", finding.pack, finding.message, lost)
 
     def snapshots(self, names: list[str]) -> None:
-        self.progress.set(phase="check snapshots", total_bytes=0, done_bytes=0, total_files=len(names), done_files=0)
+        begun = _PACKS_END if not self.report.read_packs else _DATA_END
+        self.progress.begin("check snapshots", (begun, 0.97), total_files=len(names))
         for name in names:
             self.progress.check()
             try:
@@ -281,7 +286,7 @@ class _Check:
         if not self._lost:
             return
         hurt = _Victims(self._lost, self._nodes)
-        self.progress.set(phase="check: what is hurt", total_files=len(self._loaded), done_files=0)
+        self.progress.begin("check: what is hurt", (0.97, 1.0), total_files=len(self._loaded))
         for snapshot in self._loaded:
             self.progress.check()
             root = bytes.fromhex(snapshot.tree)

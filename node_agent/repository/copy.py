@@ -20,6 +20,7 @@ from node_agent.repository.repository import BlobKind, BlobWriter, Lock, Reposit
 from node_agent.repository.snapshot import Snapshot, list_snapshots
 
 _AT_ONCE = 4096
+_WALK = 0.1  # the share of walking trees in the copy of a snapshot
 
 
 @dataclass(slots=True)
@@ -79,22 +80,24 @@ class _Copy:
 
     def run(self, snapshots: Sequence[Snapshot]) -> None:
         there = {_identity(snapshot): snapshot.id for snapshot in list_snapshots(self.target)}
-        self.progress.set(total_files=len(snapshots))
-        for snapshot in snapshots:
+        for number, snapshot in enumerate(snapshots):
             if (found := there.get(_identity(snapshot))) is not None:
                 self.result.skipped.append((snapshot.id, found))
             else:
-                copy = self._copy(snapshot)
+                copy = self._copy(snapshot, number, len(snapshots))
                 there[_identity(snapshot)] = copy
                 self.result.copied.append((snapshot.id, copy))
-            self.progress.add(done_files=1)
 
-    def _copy(self, snapshot: Snapshot) -> str:
-        self.progress.set(phase="copy: trees", current=snapshot.short_id)
+    def _copy(self, snapshot: Snapshot, number: int, of: int) -> str:
+        """The number-th of so many; all count alike, since how much is missing of one is not known before its turn."""
+        walked = (number + _WALK) / of
+        self.progress.begin("copy: trees", (number / of, walked))
+        self.progress.set(current=f"snapshot {snapshot.short_id}, {number + 1} of {of}")
         reader = BlobReader(self.source.files, self.source.index)
         self.used.walk(reader, [bytes.fromhex(snapshot.tree)], self.progress)
         total = self._find_todo()
-        self.progress.set(phase="copy: data", total_bytes=total, done_bytes=0)
+        self.progress.begin("copy: data", (walked, (number + 1) / of), total_bytes=total)
+        self.progress.set(current=f"snapshot {snapshot.short_id}, {number + 1} of {of}")
         with self.target.writer(self.progress, compression=self.compression, verify_write=True) as writer:
             for kind in BlobKind:
                 self._copy_blobs(reader, writer, kind)

@@ -39,11 +39,12 @@ Bad = list[tuple[PackedBlob, DamagedError]]
 class Prover:
     """A context manager. :meth:`prove` may be called from several threads, at best from :attr:`threads`."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, *, processes: int = PROCESSES) -> None:
+        """``processes``: at most; with none of them it need not be closed."""
         share_heaps()
         self._key = key
         processors = usable_processors()
-        self._wanted = min(PROCESSES, processors) if processors > 1 else 0
+        self._wanted = min(processes, processors) if processors > 1 else 0
         self.threads = max(2, self._wanted + 1)  # one reads while each process is busy
         self._changed = threading.Condition()  # over all below
         self._small = 0
@@ -54,6 +55,12 @@ class Prover:
 
     def __enter__(self) -> Prover:
         return self
+
+    def expect(self, count: int, size: int) -> None:
+        """So many blobs of so many bytes will come: processes begin before memory is full of them."""
+        with self._changed:
+            if count >= PROCESSES_AFTER and size <= count * SMALL and self._wanted:
+                self._start()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -148,10 +148,10 @@ class _Prune:
     def _make_plan(self) -> None:
         if not self.options.dry_run:
             self.repo.guard(prove=True)
-        self.progress.set(phase="prune: index")
+        self.progress.begin("prune: index", (0.0, 0.15))
         self.index.refresh(progress=self.progress)
-        self._walk_snapshots()
-        self.progress.set(phase="prune: plan", total_files=0, done_files=0)
+        self._walk_snapshots((0.15, 0.25))
+        self.progress.begin("prune: plan", (0.25, 0.3))
         self.index.merge_entries()
         self.plan.count()
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
@@ -172,10 +172,10 @@ class _Prune:
             if until:
                 self.plan.note_locked(pack, until)
 
-    def _walk_snapshots(self) -> bool:
+    def _walk_snapshots(self, stretch: tuple[float, float]) -> bool:
         """Returns whether there were any that had not been walked."""
         trees = {snapshot.tree for snapshot in list_snapshots(self.repo)} - self._walked
-        self.progress.set(phase="prune: snapshots", total_files=len(trees), done_files=0)
+        self.progress.begin("prune: snapshots", stretch, total_files=len(trees))
         reader = BlobReader(self.repo.files, self.index)
         # Together they cost fewer requests, one by one they can be counted.
         for some in batches(sorted(trees), max(1, len(trees) // _STEPS)):
@@ -189,7 +189,8 @@ class _Prune:
     def _rewrite(self, prover: Prover) -> None:
         """Store what is needed of leaving packs anew; packs that the time is too short for stay."""
         total = self.plan.total("needed", f"fate = {Fate.REWRITE}")
-        self.progress.set(phase="prune: rewrite", total_bytes=total, done_bytes=0)
+        prover.expect(self.plan.total("blobs", f"fate = {Fate.REWRITE}"), total)
+        self.progress.begin("prune: rewrite", (0.3, 0.8), total_bytes=total)
         with (
             PackStore(self.repo.files, self.repo.guard, self._note_written, self.repo.pack_size) as store,
             closing(read_packs(self.repo.files, self._in_time(self.plan.to_move()), prover)) as packs,
@@ -229,7 +230,7 @@ class _Prune:
     def _prove_the_rest(self, prover: Prover) -> None:
         """Read the copies that stay of what else leaves; a pack stays if the other copy is not good."""
         total = self.plan.bytes_to_prove()
-        self.progress.set(phase="prune: prove copies", total_bytes=total, done_bytes=0)
+        self.progress.begin("prune: prove copies", (0.8, 0.85), total_bytes=total)
         with closing(read_packs(self.repo.files, self.plan.to_prove(), prover)) as packs:
             for read in packs:
                 self.progress.check()
@@ -255,13 +256,13 @@ class _Prune:
         for name in now - before:
             self.plan.note_indexed(pack for pack, _ in load_index_file(self.repo.files, name))
         self.used.round += 1
-        if self._walk_snapshots():
+        if self._walk_snapshots((0.85, 0.87)):
             self.plan.keep_newly_needed(self.used.round)
         self.plan.take_stored(self.repo.backend.list(Kind.PACK))
         self._note_locked()  # backups that ran since may have extended them
 
     def _remove(self, lock: Lock) -> None:
-        self.progress.set(phase="prune: index files", total_bytes=0, done_bytes=0)
+        self.progress.begin("prune: index files", (0.87, 0.92))
         self._count()
         if self.plan.number_of("fate != 0"):
             staying, leaving = (self.plan.index_files(leaving=which) for which in (False, True))
@@ -271,7 +272,7 @@ class _Prune:
         self._remove_superseded(lock)
         lock.prove()
         total = self.result.removed_packs + self.result.rewritten_packs + self.result.orphaned_packs
-        self.progress.set(phase="prune: remove", total_files=total, done_files=0)
+        self.progress.begin("prune: remove", (0.92, 1.0), total_files=total)
         for names in (self.plan.names_leaving(), self.plan.orphans()):
             for pack in names:
                 lock.check()

@@ -22,6 +22,7 @@ from node_agent.repository.backend.base import ObjectInfo
 from node_agent.repository.pack import PackedBlob
 from node_agent.repository.reachable import BATCH, KINDS, Reachable
 
+_SORT_KIB = 16 << 10
 _PIECE = 8 << 20  # bytes of a pack that are read at once
 
 _SCHEMA = (
@@ -29,6 +30,7 @@ _SCHEMA = (
     # was stored anew.
     """CREATE TABLE reachable.plan (
         id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER, indexed INTEGER NOT NULL DEFAULT 0,
+        blobs INTEGER NOT NULL DEFAULT 0,
         needed INTEGER NOT NULL DEFAULT 0, twins INTEGER NOT NULL DEFAULT 0, unused INTEGER NOT NULL DEFAULT 0,
         fate INTEGER NOT NULL DEFAULT 0, moved INTEGER NOT NULL DEFAULT 0, locked REAL NOT NULL DEFAULT 0
     )""",
@@ -42,9 +44,10 @@ _SCHEMA = (
 # The cross joins keep the order: the index is walked once, by id, and so is what is looked up.
 _IS_USED = "CROSS JOIN used u ON u.id = b.id AND u.kind = b.kind"
 _COUNT = """
-INSERT INTO plan (id, name, indexed, needed, unused)
-SELECT p.id, p.name, 1, s.needed, s.length - s.needed FROM packs p JOIN (
-    SELECT b.pack, sum(b.length) AS length, sum(CASE WHEN u.id IS NULL THEN 0 ELSE b.length END) AS needed
+INSERT INTO plan (id, name, indexed, blobs, needed, unused)
+SELECT p.id, p.name, 1, s.blobs, s.needed, s.length - s.needed FROM packs p JOIN (
+    SELECT b.pack, count(*) AS blobs, sum(b.length) AS length,
+        sum(CASE WHEN u.id IS NULL THEN 0 ELSE b.length END) AS needed
     FROM blobs b LEFT JOIN used u ON u.id = b.id AND u.kind = b.kind GROUP BY b.pack
 ) s ON s.pack = p.id
 """
@@ -166,6 +169,7 @@ class PrunePlan:
 
     def to_move(self) -> Iterator[tuple[str, list[PackedBlob]]]:
         """Packs to be rewritten, each with what it keeps, in pieces, ordered by offset; see :meth:`note_moved`."""
+        self._db.execute(f"PRAGMA main.cache_size = -{_SORT_KIB}")  # it bounds what sorting holds; few look-ups follow
         for name, rows in groupby(self._db.execute(_TO_MOVE, (Fate.REWRITE,)), key=itemgetter(0)):
             for piece in _pieces(_blobs(row[1:] for row in rows)):
                 yield name.hex(), piece

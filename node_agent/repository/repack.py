@@ -7,6 +7,7 @@ that no index names; never a blob less.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from node_agent.errors import DamagedError, ObjectMissing
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import compress
-from node_agent.repository.index_file import MAX_BLOBS, PackEntry, save_index_file
+from node_agent.repository.index_file import MAX_AGE_S, MAX_BLOBS, PackEntry, save_index_file
 from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
 from node_agent.repository.prover import Prover
 from node_agent.repository.sealed import SealedFiles
@@ -83,10 +84,11 @@ def read_packs(files: SealedFiles, wanted: Iterable[Wanted], prover: Prover) -> 
 
 def read_pack(files: SealedFiles, pack: str, blobs: Sequence[PackedBlob], prover: Prover | None = None) -> ReadPack:
     """Where an older version of the pack is right (see ObjectLock), that one. A few blobs need no ``prover``."""
-    found = _read_pack(files, pack, blobs, prover or Prover(files.key))
+    prover = prover or Prover(files.key, processes=0)
+    found = _read_pack(files, pack, blobs, prover)
     lock = files.backend.object_lock
     if found.bad and lock is not None and lock.another_version(Kind.PACK, pack):
-        return _read_pack(files, pack, blobs, prover or Prover(files.key))
+        return _read_pack(files, pack, blobs, prover)
     return found
 
 
@@ -157,6 +159,7 @@ class PackStore:
         self._putting: deque[Future[PackEntry]] = deque()
         self._puts = ThreadPoolExecutor(_PUTS, thread_name_prefix="put")
         self._unindexed: list[PackEntry] = []
+        self._index_due = time.monotonic() + MAX_AGE_S
 
     def __enter__(self) -> PackStore:
         return self
@@ -235,9 +238,12 @@ class PackStore:
         if sum(len(blobs) for _, blobs in self._unindexed) + len(entry[1]) > MAX_BLOBS:
             self._write_index()
         self._unindexed.append(entry)
+        if time.monotonic() >= self._index_due:
+            self._write_index()
 
     def _write_index(self) -> None:
         packs, self._unindexed = self._unindexed, []
+        self._index_due = time.monotonic() + MAX_AGE_S
         if packs:
             self._guard()
             self._on_index(save_index_file(self._files, packs), packs)

@@ -82,13 +82,16 @@ class _RepairIndex:
     def entries(self) -> Iterator[PackEntry]:
         """What new index files shall say."""
         files = [name for name in self._listed if name not in self.marks.superseded]
-        self._progress.set(phase="repair index", total_files=len(files), done_files=0)
+        self._progress.begin("repair: index files", (0.0, 0.5), total_files=len(files))
         for name in files:
             self._progress.check()
             yield from self._from_file(name)
             self._progress.add(done_files=1)
-        for pack in sorted(self._stored.keys() - self._named):
+        unnamed = sorted(self._stored.keys() - self._named)
+        self._progress.begin("repair: packs without index", (0.5, 1.0), total_files=len(unnamed))
+        for pack in unnamed:
             self._progress.check()
+            self._progress.add(done_files=1)
             if pack in self.marks.dropped and not (self._read_all and self._whole(pack)):
                 continue
             if (entry := self._from_header(pack)) is not None:

@@ -128,7 +128,7 @@ class _RepairPacks:
     def _examine(self, packs: set[str]) -> None:
         unknown = set(packs)
         wanted = (entry for entry in self.index.packs() if entry[0] in packs)
-        for read in self._read("repair: read packs", wanted, len(packs)):
+        for read in self._read("repair: read packs", (0.0, 0.3), wanted, len(packs)):
             unknown.discard(read.pack)
             if not read.bad and self._named_rightly(read.pack):
                 self.result.healthy_packs.append(read.pack)
@@ -137,9 +137,11 @@ class _RepairPacks:
             self._bad.update((read.pack, blob.kind, blob.id) for blob, _ in read.bad)
         self.result.unknown_packs = sorted(unknown)
 
-    def _read(self, phase: str, wanted: Iterable[PackEntry], count: int) -> Iterator[ReadPack]:
+    def _read(
+        self, phase: str, stretch: tuple[float, float], wanted: Iterable[PackEntry], count: int
+    ) -> Iterator[ReadPack]:
         """Packs of the index, read and proven, and counted."""
-        self.progress.set(phase=phase, total_files=count, done_files=0)
+        self.progress.begin(phase, stretch, total_files=count)
         with closing(read_packs(self.repo.files, wanted, self.prover)) as packs:
             for read in packs:
                 self.progress.check()
@@ -159,7 +161,7 @@ class _RepairPacks:
 
     def _move_good(self) -> None:
         wanted = (entry for entry in self.index.packs() if entry[0] in self._damaged)
-        for read in self._read("repair: move blobs", wanted, len(self._damaged)):
+        for read in self._read("repair: move blobs", (0.3, 0.5), wanted, len(self._damaged)):
             self._move(read)
 
     def _move(self, read: ReadPack) -> None:
@@ -179,7 +181,7 @@ class _RepairPacks:
         """Walk all snapshots and fetch what the index does not name; trees that are fetched are walked as well."""
         reader = BlobReader(self.repo.files, self.index)
         roots = sorted({bytes.fromhex(snapshot.tree) for snapshot in list_snapshots(self.repo)})
-        self.progress.set(phase="repair: fetch what is missing", total_files=len(roots), done_files=0)
+        self.progress.begin("repair: fetch what is missing", (0.5, 0.8), total_files=len(roots))
         seen: set[bytes] = set()
         for root in roots:
             self._heal_below(root, reader, seen)
@@ -234,7 +236,7 @@ class _RepairPacks:
         return None
 
     def _prove_written(self) -> None:
-        for read in self._read("repair: prove what was stored", self._written, len(self._written)):
+        for read in self._read("repair: prove what was stored", (0.8, 1.0), self._written, len(self._written)):
             for _, error in read.bad:
                 raise error
 

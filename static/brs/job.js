@@ -30,7 +30,11 @@
     bar.style.width = `${share}%`;
     bar.parentElement.setAttribute("aria-valuenow", share);
     const done = size(told.done_bytes);
-    figure(stage, "bytes", told.total_bytes ? `${done} / ${size(told.total_bytes)}` : done);
+    figure(stage, "bytes", told.total_bytes ? `${done} / ${size(told.total_bytes)}` : told.whole ? "" : done);
+    if (told.whole) {
+      const items = told.total_files && !told.total_bytes;
+      figure(stage, "files", items ? `${Math.min(told.done_files, told.total_files)} / ${told.total_files}` : "");
+    }
     figure(stage, "rate", told.rate_bytes_s ? `${size(told.rate_bytes_s)}/s` : "");
     figure(stage, "eta", task.eta_s ? window.brsLive.words("left", duration(task.eta_s)) : "");
     figure(stage, "current", told.current || "");

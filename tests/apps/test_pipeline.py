@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from apps.jobs import watching
 from apps.jobs.models import Job, State, Task
 from apps.jobs.pipeline import pipeline
 
@@ -57,3 +58,24 @@ def test_what_never_began_did_not_fail(end):
     assert [stage.state for stage in pipeline([task("restore", end, phase="restore")])] == [end, "unbegun"]
     assert [stage.state for stage in pipeline([task("restore", end, phase="import")])] == ["succeeded", end]
     assert [stage.state for stage in pipeline([task(state=end, phase="")])] == [end, end]  # not told
+
+
+def test_a_task_of_several_phases_has_one_bar_over_all_of_them_and_counts_of_one():
+    (stage,) = pipeline(
+        [task("prune", phase="prune: snapshots", total_bytes=0, done_bytes=0, total_files=8, done_files=2, whole=0.175)]
+    )
+    assert (stage.percent, stage.step, stage.eta_s) == (18, "2 / 8", None)
+    (stage,) = pipeline([task("prune", phase="prune: rewrite", total_files=0, whole=0.45)])
+    assert (stage.percent, stage.step, stage.done_bytes, stage.eta_s) == (45, "", 300, None)
+    (stage,) = pipeline([task("prune", phase="prune: remove", total_bytes=0, total_files=3, done_files=3, whole=1)])
+    assert stage.percent == 99  # until its end is known
+
+
+def test_programs_get_the_share_of_the_whole():
+    assert shown({"whole": 0.175, "total_bytes": 100, "done_bytes": 90, "rate_bytes_s": 1}) == (17.5, None)
+    assert shown({"total_bytes": 100, "done_bytes": 90, "rate_bytes_s": 1}) == (90, 10)
+
+
+def shown(figures):
+    told = watching._derived(figures)
+    return told["percent"], told["eta_s"]

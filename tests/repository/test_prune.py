@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from node_agent.errors import DamagedError, RepositoryLocked
+from node_agent.errors import Cancelled, DamagedError, RepositoryLocked
 from node_agent.progress import Progress
+from node_agent.repository import pack as pack_module
+from node_agent.repository import repack
 from node_agent.repository.backend import Kind
 from node_agent.repository.check import check
 from node_agent.repository.index import Index
@@ -236,3 +238,30 @@ def test_an_unneeded_pack_that_is_gone_leaves_the_index(folder: Path) -> None:
     (folder / "data" / place.pack[:2] / place.pack).unlink()
     prune(repo)
     _prove_kept(folder)
+
+
+def test_a_prune_that_is_stopped_goes_on_from_what_it_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "TARGET_SIZE", 100_000)
+    monkeypatch.setattr(repack, "MAX_AGE_S", 0.0)  # an index file for each pack
+    monkeypatch.setattr(repack, "_RUN_BYTES", 1)
+    repo = new_repo(tmp_path / "repo")
+    kept = [RNG.randbytes(50_000) for _ in range(12)]
+    with repo.lock(exclusive=True) as lock:
+        for number, blob in enumerate(kept):
+            store(repo, [blob, RNG.randbytes(50_000 + number)])
+        make_snapshot(repo, lock, {b"f": kept})
+
+    class StopsHalfWay(Progress):
+        def check(self) -> None:
+            if len(stored(tmp_path / "repo", "index")) > before:
+                self.stop(Cancelled())
+            super().check()
+
+    before = len(stored(tmp_path / "repo", "index"))
+    with pytest.raises(Cancelled):
+        prune(open_repo(tmp_path / "repo"), PruneOptions(max_unused="0"), progress=StopsHalfWay())
+    restic(tmp_path / "repo", "check", "--read-data")
+    result = prune(open_repo(tmp_path / "repo"), PruneOptions(max_unused="0"))
+    assert 0 < result.rewritten_bytes < 550_000  # of 600,384
+    assert _size(tmp_path / "repo") < 620_000
+    restic(tmp_path / "repo", "check", "--read-data")
