@@ -138,14 +138,14 @@ def test_a_store_without_conditions_is_asked_first_and_then_written(server: Scri
     )
     done: Answer = (200, {"ETag": '"x"'}, b"")
     refused: Answer = (501, {}, _error("NotImplemented"))
-    # Of nothing a listing is asked for twice, and then whether it shows the config.
-    claim, gone = [done, listing, listing, listing, not_there], [(204, {}, b"")]
+    # Of nothing a listing is asked for twice, and then for the config, which it would have to show.
+    claim, gone = [done, listing, listing, not_there], [(204, {}, b"")]
     server.answers = [*claim, not_there, listing, refused, not_there, listing, done, *gone]
     server.store("s3").put(Kind.CONFIG, "config", [b"c"])
     asked = [(method, "claim" if "init-tmp-" in path else path.rpartition("/")[2]) for method, path in server.requests]
     looked = [("HEAD", "config"), ("GET", "buck?list-type=2&prefix=p%2Fkeys%2F")]
     assert asked[0] == ("PUT", "claim")
-    assert asked[5:] == [*looked, ("PUT", "config"), *looked, ("PUT", "config"), ("DELETE", "claim")]
+    assert asked[4:] == [*looked, ("PUT", "config"), *looked, ("PUT", "config"), ("DELETE", "claim")]
     there: Answer = (200, {"ETag": '"x"', "Last-Modified": "Mon, 18 May 2026 12:00:00 GMT"}, b"config")
     server.answers = [*claim, not_there, listing, refused, there, *gone]
     with pytest.raises(RepositoryExists):

@@ -50,6 +50,10 @@ PACK_SIZE = 4000  # so that three blobs fill a pack
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_packs_small(monkeypatch)
+
+
+def make_packs_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many packs, each named by an index file of its own: more steps, and more ways to be cut between."""
     monkeypatch.setattr(pack_module, "TARGET_SIZE", PACK_SIZE)
     monkeypatch.setattr(writer_module, "MAX_AGE_S", 0.0)
@@ -59,6 +63,10 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_locks_quick(monkeypatch)
+
+
+def make_locks_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else is at work on these repositories, and nobody wants to guess their passwords."""
     monkeypatch.setattr(Locks.acquire, "__kwdefaults__", Locks.acquire.__kwdefaults__ | {"settle_s": 0})
     monkeypatch.setattr(add_key, "__defaults__", (FAST,))

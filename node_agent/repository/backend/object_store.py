@@ -261,8 +261,10 @@ class ObjectStoreBackend(Backend):
             if run and last == before:
                 break
         path = self._path(Kind.CONFIG, CONFIG_NAME)
+        if not self._has(path):
+            return  # nor was it before: somebody may make it just now, so it is looked for first
         page = next(self._listing(self._prefix.rstrip("/"), path[:-1]), ())
-        if all(meta["path"] != path for meta in page) and self._has(path):
+        if all(meta["path"] != path for meta in page):
             raise BackendError(f"The listing of {self.url} does not show what is there.", hint=ODD)
 
     def _has(self, path: str) -> bool:
