@@ -31,7 +31,7 @@ LAB_COMMANDS := ceph-mon:ceph-mon ceph-osd:ceph-osd ceph-mgr:ceph-mgr ceph:ceph-
                 swtpm:swtpm swtpm_setup:swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf virtnbdbackup:virtnbdbackup nbdcopy:libnbd-bin \
                 $(QEMU_RBD):qemu-block-extra
 
-.PHONY: help demo run test test-postgres test-lab check lint format bench soak clean
+.PHONY: help demo run test test-postgres test-lab check lint format bench bench-kvm soak clean
 help:
 	@echo "make demo    protect real data, restore it and see it happen (SOURCE=/path IMAGE=/disk.qcow2 ONCE=1 PORT=n)"
 	@echo "make run     standalone server and a local node (PORT=n)"
@@ -39,6 +39,7 @@ help:
 	@echo "make test-lab  what needs a real Ceph or a real hypervisor: installs them, starts its own, ends them"
 	@echo "make check   format, lint, types, import contracts, migrations, Django checks"
 	@echo "make soak    random lives of a repository, then fuzzing, then stores that lie, until the time is over (SECONDS_EACH=600 SEED=n)"
+	@echo "make bench-kvm  a virtual machine over SSH beside virtnbdbackup, in one run (some minutes; root)"
 	@echo "make bench   benchmarks against peers, in one run (35 minutes; BENCH_SMALL=1: some minutes)"
 
 $(STAMPS)/system-%: Makefile
@@ -99,6 +100,9 @@ check: lint
 
 bench: $(STAMPS)/dev $(STAMPS)/system-test
 	$(BIN)/python -m benchmarks
+
+bench-kvm: $(STAMPS)/dev $(STAMPS)/system-lab
+	$(BIN)/python -m benchmarks.kvm
 
 # Ends by itself, and prints steps, seed and what it did. Fuzzing is guided by coverage where atheris can be had.
 soak: $(STAMPS)/dev $(STAMPS)/azurite $(STAMPS)/system-test

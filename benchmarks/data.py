@@ -21,7 +21,7 @@ def build_image(work: Path, image: Path) -> str:
     files = work / "files"
     files.mkdir()
     left, count = settings.FILES_MIB * MIB, 0
-    for path in _real_files():
+    for path in real_files():
         size = path.stat().st_size
         if size > left:
             continue
@@ -47,7 +47,7 @@ def build_image(work: Path, image: Path) -> str:
     )
 
 
-def _real_files() -> Iterator[Path]:
+def real_files() -> Iterator[Path]:
     for source in _SOURCES:
         for folder, folders, names in os.walk(source):
             folders.sort()
