@@ -139,14 +139,15 @@ class Kvm:
         self.peer(
             "restore", "virtnbdbackup", f"virtnbdrestore -n -i {folder}/peer -o {folder}/peer-back -L {folder}/log"
         )
-        ours, theirs = next((folder / "back").glob("*vdb*")), next((folder / "peer-back").glob("*vdb*"))
+        ours, theirs = next((folder / "back").glob("*vdb*")), folder / "peer-back" / self.guest.disks["vdb"].name
         subprocess.run(["qemu-img", "compare", "-q", str(ours), str(theirs)], check=True)
 
     def tunnel_round(self, number: int) -> None:
         """A disk that does not compress: the tunnel with nothing but a reader at its end, and a backup."""
         bench = self._bench(self.folder / f"tunnel-{number}")
         machine = bench.discover()[self.noise.name]
-        self.timed("incompressible", "brs", lambda: bench.back_up(machine))
+        full = self.timed("incompressible", "brs", lambda: bench.back_up(machine))
+        self.timed("nothing has changed", "brs", lambda: bench.back_up(machine, full))
         self.raw_tunnel()
         shutil.rmtree(bench.folder.parent)
 
