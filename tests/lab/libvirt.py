@@ -32,8 +32,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.lab import libvirt_guests
+from tests.lab.libvirt_domain import UEFI, domain_xml
 
-UEFI, UEFI_VARIABLES = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 PROGRAMS = (
     "libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "sshd", "ssh", "unshare",
     "nsenter", "busybox", "cpio", "syslinux", "mcopy", "mke2fs", "sfdisk", "setfacl", "/usr/lib/syslinux/mbr/mbr.bin",
@@ -268,7 +268,7 @@ class Lab:
         formats = {target: "raw" if kind == "raw" or target == "vdb" else "qcow2" for target in disks}
         made = Guest(self, name, str(uuid.uuid4()), disks)
         description = self.folder / f"{name}.xml"
-        description.write_text(_domain_xml(made, formats, uefi=uefi))
+        description.write_text(domain_xml(name, made.uuid, disks, formats, made.log, uefi=uefi))
         self.virsh("define", str(description))
         return made
 
@@ -328,32 +328,6 @@ class Lab:
 
 
 _SCRIPT = Path(__file__).with_name("hypervisor.sh")
-
-
-def _domain_xml(guest: Guest, formats: dict[str, str], *, uefi: bool) -> str:
-    disks = "".join(
-        f"<disk type='file' device='disk'><driver name='qemu' type='{formats[target]}' discard='unmap'/>"
-        f"<source file='{path}'/><target dev='{target}' bus='virtio'/><serial>{guest.name[8:]}-{target}</serial></disk>"
-        for target, path in guest.disks.items()
-    )
-    loader = f"<loader readonly='yes' type='pflash'>{UEFI}</loader><nvram template='{UEFI_VARIABLES}'/>"
-    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
-    return f"""<domain type='qemu'>
-  <name>{guest.name}</name><uuid>{guest.uuid}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type>{loader if uefi else ""}<boot dev='hd'/></os>
-  <features><acpi/></features>
-  <cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu>
-  <on_reboot>restart</on_reboot><on_poweroff>destroy</on_poweroff>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    {disks}
-    <serial type='pty'><log file='{guest.log}' append='off'/><target port='0'/></serial>
-    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-    <controller type='usb' model='none'/>
-    <memballoon model='none'/>{tpm if uefi else ""}
-  </devices>
-</domain>
-"""
 
 
 def missing_programs() -> list[str]:
