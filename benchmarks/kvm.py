@@ -137,9 +137,11 @@ class Kvm:
         order = MachineTarget(name="brs-lab-back", storage=f"{folder}/back")
         self.timed("restore", "brs", lambda: bench.restore(machine, point, order))
         self.lab.virsh("undefine", "brs-lab-back")
-        self.peer(
-            "restore", "virtnbdbackup", f"virtnbdrestore -n -i {folder}/peer -o {folder}/peer-back -L {folder}/log"
-        )
+        # One disk: its servers of two disks get in each other's way.
+        command = f"virtnbdrestore -n -d vdb -i {folder}/peer -o {folder}/peer-back -L {folder}/log"
+        self.peer("restore", "virtnbdbackup", command)
+        servers = "pgrep -f '[q]emu-nbd.*peer-back'"  # which it may leave behind, and which hold what is not written
+        self.lab.shell(f"kill $({servers}) 2>/dev/null; while {servers} >/dev/null; do sleep 0.1; done")
         ours, theirs = next((folder / "back").glob("*vdb*")), folder / "peer-back" / self.guest.disks["vdb"].name
         subprocess.run(["qemu-img", "compare", "-q", str(ours), str(theirs)], check=True)
 
