@@ -177,7 +177,7 @@ def ago(at: datetime | None, now: datetime | None = None) -> SafeString:
 def moment(at: datetime | None) -> SafeString:
     """The exact time, the age on hover."""
     if at is None:
-        return format_html('<span class="brs-faint">–</span>')
+        return format_html('<span class="brs-faint">{}</span>', "–")
     local = timezone.localtime(at)
     return format_html(
         '<time class="brs-num" datetime="{}" title="{} · {}">{}</time>',

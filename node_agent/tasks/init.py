@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from node_agent.errors import LockRefused, RepositoryError, RepositoryMissing
 from node_agent.guard import is_remote
 from node_agent.items import printable
-from node_agent.protocol import InitResult, InitSpec
+from node_agent.protocol import InitResult, InitSpec, RepositoryAccess
+from node_agent.repository.backend import Backend
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.opening import open_store
@@ -14,9 +17,14 @@ from node_agent.tasks.opening import open_store
 def run(context: TaskContext, spec: InitSpec) -> InitResult:
     context.phase("init")
     access = spec.repository
-    backend = open_store(context, access.url, access.options)
-    if not is_remote(access.url):
-        _must_be_mounted(context, access.url)
+    with closing(open_store(context, access.url, access.options)) as backend:
+        if not is_remote(access.url):
+            _must_be_mounted(context, access.url)
+        return InitResult(repository_id=_made(context, access, backend))
+
+
+def _made(context: TaskContext, access: RepositoryAccess, backend: Backend) -> str:
+    """Its id, of one that is made now or was before."""
     try:
         repo = Repository.open(backend, access.password, holder=context.holder, clock=context.now)
     except RepositoryMissing:
@@ -31,7 +39,7 @@ def run(context: TaskContext, spec: InitSpec) -> InitResult:
             f"Another repository lies at {access.url}.",
             hint="Choose an empty folder, or check that the right file system is mounted.",
         )
-    return InitResult(repository_id=repo.id)
+    return repo.id
 
 
 def _must_be_mounted(context: TaskContext, url: str) -> None:

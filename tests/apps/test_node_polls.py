@@ -188,10 +188,11 @@ def test_two_hundred_idle_polls_hold_no_database_connection_and_few_threads(serv
             time.sleep(0.05)
 
     seen: list[tuple[int, int]] = []
+    others = threading.active_count()  # of this process: earlier tests' servers, too
     answers = asyncio.run(all_of_them())
     assert [answer.status_code for answer in answers] == [200] * polls
     threads, used = seen[0]
-    assert threads < node_api.THREADS + 30
+    assert threads - others < node_api.THREADS + 30
     assert used <= 1  # this test's own
 
 
