@@ -15,6 +15,7 @@ from node_agent.errors import Cancelled
 from tests.lab import libvirt
 from tests.lab.kvm_world import Point, Protected
 from tests.lab.libvirt import Guest, Lab
+from tests.lab.libvirt_domain import domain_xml
 from tests.lab.rbd_world import World
 
 
@@ -56,7 +57,8 @@ def rbd_guest(lab: Lab, world: World, name: str, *, mixed: bool = False, by: str
         libvirt._run("qemu-img", "create", "-q", "-f", "qcow2", str(second), "64M")
     plain.disks["vda"].unlink()
     guest = RbdGuest(lab, plain.name, plain.uuid, {"vdb": second} if mixed else {}, {"vda": image}, world)
-    domain = ElementTree.fromstring(libvirt._domain_xml(guest, {"vdb": "qcow2"}, uefi=False))
+    described = domain_xml(guest.name, guest.uuid, guest.disks, {"vdb": "qcow2"}, guest.log, uefi=False)
+    domain = ElementTree.fromstring(described)
     devices = domain.find("devices")
     assert devices is not None
     devices.insert(1, ElementTree.fromstring(_disk(lab, world, image, by)))

@@ -10,6 +10,7 @@ import pytest
 
 from node_agent.drivers.base import Consistency
 from node_agent.drivers.ceph.source import ImageRef, open_images
+from node_agent.repository.image_blocks import MIN_BLOCK
 from node_agent.repository.repository import Repository
 from tests.lab.rbd_world import ALL_FEATURES, NO_MAPS, OWNER, World, store
 from tests.repository.core_world import restic
@@ -193,7 +194,7 @@ def test_snapshots_of_several_images_are_of_one_instant_only_if_nobody_writes(wo
     assert world.restored(repo, point, "vdb") == world.exported(names[1])
     world.guest(names[0], ["write", 0, 10, 1])
     again = world.back_up(repo, "", point, images=images)
-    assert (again.read, again.notes) == (MIB, [])
+    assert (again.read, again.notes) == (MIN_BLOCK, [])
     assert world.restored(repo, again, "vda") == world.exported(names[0])
 
 
