@@ -12,6 +12,7 @@ from enum import StrEnum
 from node_agent.errors import BackendUnavailable
 from node_agent.repository.backend import Backend, Kind, ObjectInfo
 from node_agent.repository.backend.base import Buffer
+from tests.listener import Listener
 
 
 class Fault(StrEnum):
@@ -120,11 +121,10 @@ class CuttingProxy:
         self._target = port
         self._budgets: list[int] = []
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.cut = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._listener = Listener(self._join, each=False)  # in order, as the budgets are
+        self.port = self._listener.port
 
     def cut_next(self, *after_bytes: int) -> None:
         """Also ends the connections that are open now, so that the next request needs a new one."""
@@ -135,28 +135,20 @@ class CuttingProxy:
             self._open = []
 
     def close(self) -> None:
-        if self._listener.fileno() == -1:
-            return
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which would take one more
         self._listener.close()
         self.cut_next()
 
-    def _accept(self) -> None:
-        while True:
+    def _join(self, client: socket.socket) -> None:
+        with self._lock:
+            budget = [self._budgets.pop(0) if self._budgets else 1 << 60]
             try:
-                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
+                _reset(client)
                 return
-            with self._lock:
-                budget = [self._budgets.pop(0) if self._budgets else 1 << 60]
-                try:
-                    server = socket.create_connection(("127.0.0.1", self._target))
-                except OSError:
-                    _reset(client)
-                    continue
-                self._open += [client, server]
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink, budget), daemon=True).start()
+            self._open += [client, server]
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=self._pump, args=(source, sink, budget), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, budget: list[int]) -> None:
         try:

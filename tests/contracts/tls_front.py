@@ -8,28 +8,16 @@ import ssl
 import threading
 from pathlib import Path
 
+from tests.listener import Listener
+
 
 class TlsFront:
     def __init__(self, port: int, certificate: Path, key: Path) -> None:
         self._target = port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        self._listener = Listener(self._serve)
+        self.port, self.close = self._listener.port, self._listener.close
 
     def _serve(self, client: socket.socket) -> None:
         """Whole requests of one after the other: each waits for its answer, so one thread for each way will do."""

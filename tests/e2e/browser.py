@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -119,7 +120,18 @@ def shots_folder(own: Path, name: str, width: int) -> Path:
 
 
 @contextmanager
-def sight(address: str, shots: Path) -> Iterator[Sight]:
+def chapter(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of a story that a file of tests tells: it cannot be told when the one before it failed."""
+    session, module = request.session, request.module
+    if getattr(module, "story_failed", False):
+        pytest.skip("the chapter before failed")
+    failed = session.testsfailed
+    yield
+    module.story_failed = session.testsfailed > failed
+
+
+@contextmanager
+def sight(address: str, shots: Path, patience_ms: float) -> Iterator[Sight]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = browser.new_context(
@@ -128,6 +140,8 @@ def sight(address: str, shots: Path) -> Iterator[Sight]:
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
         seen = Sight(context.new_page(), address, shots)
         seen.listen()
+        seen.page.set_default_timeout(patience_ms)
+        expect.set_options(timeout=patience_ms)
         try:
             yield seen
         finally:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brs.local import ROOT
+from brs.local import ROOT, free_port
 
 COMMAND = "-m brs.local"  # what the Makefile's target ``run`` executes, with its options
 STARTS_S = 120
@@ -93,3 +97,17 @@ class MakeRun:
             process.wait(STOPS_S)
         if self.running is not None and self.running.poll() is None:
             self.stop()
+
+
+@contextmanager
+def site() -> Iterator[MakeRun]:
+    """One on a new folder with a short path, since it is on every picture."""
+    place = Path(tempfile.mkdtemp(prefix="brs-"))
+    made = MakeRun(data=place / "var", port=free_port(None), home=place)
+    made.data.mkdir()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop_all()
+        shutil.rmtree(place)

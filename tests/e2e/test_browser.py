@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +15,10 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from brs import demo_image
-from brs.local import ROOT, free_port
-from tests.e2e.browser import CHROMIUM, Sight, sight
+from brs.local import ROOT
+from tests.e2e.browser import CHROMIUM, Sight, chapter, sight
 from tests.e2e.make_run import COMMAND, MakeRun
+from tests.e2e.make_run import site as new_site
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,22 +35,9 @@ BANDWIDTH_MIB_S = 8  # … and the rest takes its time on the slowest machine: s
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    """A short path, since it is on every picture."""
-    folder = Path(tempfile.mkdtemp(prefix="brs-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def site(place: Path) -> Iterator[MakeRun]:
-    made = MakeRun(data=place / "var", port=free_port(None), home=place)
-    made.data.mkdir()
-    try:
-        made.start()
+def site() -> Iterator[MakeRun]:
+    with new_site() as made:
         yield made
-    finally:
-        made.stop_all()
 
 
 @pytest.fixture(scope="module")
@@ -71,21 +57,14 @@ def source(site: MakeRun) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(site: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sight]:
-    with sight(site.url, tmp_path_factory.mktemp("shots")) as found:
-        found.page.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
+    with sight(site.url, tmp_path_factory.mktemp("shots"), PATIENCE_MS) as found:
         yield found
 
 
 @pytest.fixture(autouse=True)
 def in_order(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A chapter cannot be told when the one before it failed."""
-    session = request.session
-    if getattr(session, "brs_story_failed", False):
-        pytest.skip("the chapter before failed")
-    failed = session.testsfailed
-    yield
-    session.brs_story_failed = session.testsfailed > failed  # type: ignore[attr-defined]
+    with chapter(request):
+        yield
 
 
 def badge(seen: Sight, word: str) -> Locator:

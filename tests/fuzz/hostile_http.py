@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -68,17 +69,8 @@ class HostileProxy:
     def __init__(self, port: int, twist: Twist | None = None) -> None:
         self.twist = twist
         self.seen = Seen()
-        proxy = self
-
-        class Handler(_Handler):
-            peer_port = port
-
-            def twisted(self, request: Request, answer: Answer) -> Answer:
-                return answer if proxy.twist is None else proxy.twist(request, answer)
-
-            seen = proxy.seen
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self.peer_port = port
+        self._server = _Server(("127.0.0.1", 0), partial(_Handler, self))
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -107,13 +99,12 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    peer_port: int
-    seen: Seen
     timeout = 60
     disable_nagle_algorithm = True
 
-    def twisted(self, request: Request, answer: Answer) -> Answer:
-        raise NotImplementedError
+    def __init__(self, proxy: HostileProxy, *connection: Any) -> None:
+        self.proxy = proxy
+        super().__init__(*connection)  # answers the whole connection
 
     def handle_one_request(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
@@ -123,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         request = Request(self.command, self.path, dict(self.headers.items()))
         try:
-            self._answer(self.twisted(request, self._asked(request, body)))
+            answer = self._asked(request, body)
+            self._answer(answer if self.proxy.twist is None else self.proxy.twist(request, answer))
         except OSError:
             self.close_connection = True
 
@@ -138,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _asked(self, request: Request, body: bytes) -> Answer:
-        peer = http.client.HTTPConnection("127.0.0.1", self.peer_port, timeout=_PEER_S)
+        peer = http.client.HTTPConnection("127.0.0.1", self.proxy.peer_port, timeout=_PEER_S)
         try:
             peer.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():
@@ -156,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         return found if request.method == "HEAD" else found.with_header("Content-Length", str(len(found.body)))
 
     def _answer(self, answer: Answer) -> None:
-        with self.seen.lock:
-            self.seen.requests += 1
+        with self.proxy.seen.lock:
+            self.proxy.seen.requests += 1
         if answer.measured and self.command != "HEAD" and not answer.endless:
             answer = answer.with_header("Content-Length", str(len(answer.body)))
         head = answer.raw_head
@@ -189,8 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.sendall(piece)
                 sent += len(piece)
         finally:
-            with self.seen.lock:
-                self.seen.taken = max(self.seen.taken, sent)
+            with self.proxy.seen.lock:
+                self.proxy.seen.taken = max(self.proxy.seen.taken, sent)
 
 
 _PAUSE = threading.Event()

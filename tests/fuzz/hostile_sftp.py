@@ -38,6 +38,8 @@ from paramiko.sftp import (
     CMD_WRITE,
 )
 
+from tests.listener import Listener
+
 OK, EOF, NO_SUCH_FILE, FAILURE, UNSUPPORTED = 0, 1, 2, 4, 8
 ENDLESS = 96 << 20
 
@@ -101,29 +103,18 @@ class HostileSftp:
         self.world = _Files()
         self._key = paramiko.ECDSAKey.generate(bits=256)
         self.host_key = f"{self._key.get_name()} {self._key.get_base64()}"
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
         self._transports: list[paramiko.Transport] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._listener = Listener(self._serve)
+        self.port = self._listener.port
 
     def be_honest(self) -> None:
         self.lie = None
         self.taken = 0
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for transport in self._transports:
             transport.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         transport = paramiko.Transport(client)

@@ -19,7 +19,7 @@ from node_agent.repository.image import Comparison, ImageBackup
 from node_agent.repository.lock import LockHolder
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.random_access import RandomAccess
-from tests.lab.libvirt import Guest, Lab, _run
+from tests.lab.libvirt import Guest, Lab, _run, wait
 from tests.repository.core_world import new_repo, open_repo
 from tests.repository.data_world import back_up_images, bring_back
 
@@ -170,3 +170,17 @@ def fsck(image: Path, offset: int) -> str:
         return _run("e2fsck", "-fn", str(part))
     finally:
         part.unlink()
+
+
+def boot(disk: Path) -> None:
+    """A raw image starts in a qemu of its own, without any hypervisor."""
+    console = disk.with_suffix(".console")
+    command = [
+        "qemu-system-x86_64", "-accel", "tcg", "-m", "192", "-nodefaults", "-display", "none",
+        "-serial", f"file:{console}", "-drive", f"file={disk},format=raw,if=virtio",
+    ]  # fmt: skip
+    with subprocess.Popen(command) as machine:
+        try:
+            wait(lambda: console.exists() and "GUEST-IS-UP" in console.read_text(errors="replace"), "the boot")
+        finally:
+            machine.kill()

@@ -6,18 +6,16 @@ their own); server and node are started as ``make run`` starts them.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
-from brs.local import free_port
 from node_agent.protocol import fingerprint
-from tests.e2e.browser import CHROMIUM, WIDTHS, Sight, sight
+from tests.e2e.browser import CHROMIUM, WIDTHS, Sight, chapter, sight
 from tests.e2e.make_run import MakeRun
+from tests.e2e.make_run import site as new_site
 from tests.lab.libvirt import Guest, Lab
 
 pytestmark = [
@@ -50,22 +48,13 @@ def other(lab: Lab) -> Iterator[Guest]:
 
 @pytest.fixture(scope="module")
 def site(lab: Lab) -> Iterator[MakeRun]:
-    place = Path(tempfile.mkdtemp(prefix="brs-"))
-    made = MakeRun(data=place / "var", port=free_port(None), home=place)
-    made.data.mkdir()
-    try:
-        made.start()
+    with new_site() as made:
         yield made
-    finally:
-        made.stop_all()
-        shutil.rmtree(place)
 
 
 @pytest.fixture(scope="module")
 def seen(site: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sight]:
-    with sight(site.url, tmp_path_factory.mktemp("shots")) as found:
-        found.page.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
+    with sight(site.url, tmp_path_factory.mktemp("shots"), PATIENCE_MS) as found:
         found.go("/admin/")
         found.page.fill("#id_username", "admin")
         found.page.fill("#id_password", site.password)
@@ -76,14 +65,11 @@ def seen(site: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
 @pytest.fixture(autouse=True)
 def in_order(request: pytest.FixtureRequest, site: MakeRun) -> Iterator[None]:
-    """A chapter cannot be told when the one before it failed; what server and node said is told with the failure."""
-    session = request.session
-    if getattr(session, "brs_machines_failed", False):
-        pytest.skip("the chapter before failed")
-    failed = session.testsfailed
-    yield
-    session.brs_machines_failed = session.testsfailed > failed  # type: ignore[attr-defined]
-    if session.testsfailed > failed:
+    """What server and node said is told with a failure."""
+    failed = request.session.testsfailed
+    with chapter(request):
+        yield
+    if request.session.testsfailed > failed:
         for log in sorted((site.data / "log").iterdir()):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 from node_agent.drivers.base import Consistency, Freeze
 from node_agent.drivers.libvirt import ImportRequest
 from node_agent.drivers.libvirt.errors import MachineMissing, MachineMoved
-from tests.lab.kvm_world import MARK, Protected, footprint, fsck
-from tests.lab.libvirt import Guest, wait
+from tests.lab.kvm_world import MARK, Protected, boot, footprint, fsck
+from tests.lab.libvirt import Guest
 from tests.lab.libvirt_guests import DISK_SIZE, ROOT_START
 from tests.repository.core_world import restic
 
@@ -214,13 +213,4 @@ def test_stock_restic_restores_a_disk_that_boots(shared: Protected, tmp_path: Pa
     one = shared
     point = one.back_up()
     restic(one.folder / "repo", "restore", point.result.snapshot_id, "--target", str(tmp_path / "stock"))
-    console = tmp_path / "console"
-    command = [
-        "qemu-system-x86_64", "-accel", "tcg", "-m", "192", "-nodefaults", "-display", "none",
-        "-serial", f"file:{console}", "-drive", f"file={tmp_path}/stock/disks/vda.raw,format=raw,if=virtio",
-    ]  # fmt: skip
-    with subprocess.Popen(command) as machine:
-        try:
-            wait(lambda: console.exists() and "GUEST-IS-UP" in console.read_text(errors="replace"), "the boot")
-        finally:
-            machine.kill()
+    boot(tmp_path / "stock/disks/vda.raw")

@@ -17,8 +17,8 @@ from node_agent.drivers.libvirt.errors import HypervisorError, MachineMoved
 from node_agent.errors import Cancelled, TargetError, TargetExists
 from node_agent.repository.repository import Repository
 from tests.lab import rbd_world
-from tests.lab.kvm_world import MARK, Point, footprint, fsck
-from tests.lab.libvirt import Guest, Lab, wait
+from tests.lab.kvm_world import MARK, Point, boot, footprint, fsck
+from tests.lab.libvirt import Guest, Lab
 from tests.lab.libvirt_guests import MIB, ROOT_START
 from tests.lab.rbd_kvm import ProtectedRbd, rbd_guest
 from tests.lab.rbd_world import World
@@ -169,16 +169,7 @@ def _restored_in_each_way(one: ProtectedRbd, world: World, points: Sequence[Poin
 
 def _stock_restic_s_boots(repo: Repository, point: rbd_world.Point, folder: Path) -> None:
     restic(folder / "image-repo", "restore", point.result.snapshot_id, "--target", str(folder / "stock"))
-    console = folder / "console"
-    command = [
-        "qemu-system-x86_64", "-accel", "tcg", "-m", "192", "-nodefaults", "-display", "none",
-        "-serial", f"file:{console}", "-drive", f"file={folder}/stock/disks/image.raw,format=raw,if=virtio",
-    ]  # fmt: skip
-    with subprocess.Popen(command) as machine:
-        try:
-            wait(lambda: console.exists() and "GUEST-IS-UP" in console.read_text(errors="replace"), "the boot")
-        finally:
-            machine.kill()
+    boot(folder / "stock/disks/image.raw")
 
 
 def test_a_stopped_machine_is_read_from_its_cluster_by_each_way_to_name_it(
