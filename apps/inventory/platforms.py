@@ -21,7 +21,7 @@ from apps.iam.access import Right
 from apps.iam.models import User
 from apps.iam.secrets import seal, unseal
 from apps.inventory.models import Node, Platform, PlatformKind
-from node_agent.protocol import PlatformAccess
+from node_agent.protocol import PlatformAccess, burdened
 
 MOST_ADDRESSES = 50
 MAX_LENGTH = 20_000  # a key file
@@ -156,10 +156,7 @@ def told(platform: Platform) -> PlatformAccess:
 
 def loaded(platform: Platform, host: str = "") -> str:
     """What work on a machine loads: a hypervisor, or a cluster, by whichever platform of whichever tenant."""
-    if platform.kind == PlatformKind.RBD:
-        return f"rbd:{platform.options.get('fsid', '')}"
-    address = host if host in platform.addresses else platform.addresses[0]
-    return f"{platform.kind}:{address.lower().removesuffix(':22')}"
+    return burdened(platform.kind, platform.addresses, platform.options, host)
 
 
 # --- whom to believe ----------------------------------------------------------------------------------

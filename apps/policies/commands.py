@@ -42,10 +42,13 @@ def of(policy: Policy) -> Commands | None:
     """In the words of the wire."""
     if not policy.command_before and not policy.command_after:
         return None
+    before, after = (
+        text.replace("\r\n", "\n") for text in (policy.command_before, policy.command_after)
+    )  # of browsers
     return Commands(
         where=policy.command_where,
-        before=policy.command_before,
-        after=policy.command_after,
+        before=before,
+        after=after,
         limit_s=policy.command_limit_s,
         exit_codes=[int(code) for code in policy.command_accepts.split(",")],
         on_error=policy.command_on_error,

@@ -207,10 +207,11 @@ class Ran:
 
 
 class Around(Protocol):
-    """Two commands around the instant of a backup. ``before`` has run. The other one runs when ``after`` is called,
-    or by itself when the block that this was made for is left, when this process dies, or after a while."""
+    """Two commands around the instant of a backup. On a hypervisor the second one also runs by itself when the block
+    that this was made for is left, when this process dies, or after a while."""
 
-    before: Ran | None
+    def before(self) -> Ran | None:
+        """Called once, first; what stops the run meanwhile is raised. None where there is no such command."""
 
     def after(self) -> Ran | None:
         """None where there is no such command. Called once."""

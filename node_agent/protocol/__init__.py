@@ -100,6 +100,7 @@ from node_agent.protocol.specs import (
     RestoreTarget,
     Spec,
     VerifySpec,
+    burdened,
 )
 from node_agent.protocol.wire import (
     API_VERSION,
@@ -190,5 +191,6 @@ __all__ = [
     "VerifyResult",
     "VerifySpec",
     "Wire",
+    "burdened",
     "fingerprint",
 ]

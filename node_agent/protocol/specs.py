@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -26,6 +27,13 @@ class Parent(Wire):
     tree_id: str
 
 
+def burdened(kind: str, addresses: Sequence[str], options: Mapping[str, str], host: str = "") -> str:
+    if kind == "rbd":
+        return f"rbd:{options.get('fsid', '')}"
+    address = host if host in addresses else addresses[0]
+    return f"{kind}:{address.lower().removesuffix(':22')}"
+
+
 class PlatformAccess(Wire):
     """How a platform of machines is reached. In a lease only, and in memory.
 
@@ -39,6 +47,10 @@ class PlatformAccess(Wire):
     secrets: dict[str, str] = Field(default={}, repr=False)
     host_keys: dict[str, str] = {}
     bandwidth_bytes_s: int = 0  # of each host, over all tasks of the node; 0: no limit
+
+    def burdened(self, host: str = "") -> str:
+        """What work on a machine of ``host`` burdens, however a platform names it: a hypervisor, or a cluster."""
+        return burdened(self.kind, self.addresses, self.options, host)
 
 
 class ProbeSpec(Wire):

@@ -41,7 +41,7 @@ def around(
     with _held(context, told, spec.workload_name, platform, request) as held:
         turn = _Turn(context, told, spec.workload_name, held)
         try:
-            turn.judge("before", held.before)
+            turn.judge("before", held.before())
             yield turn.after
         except BaseException:
             turn.after_a_failure()
@@ -118,13 +118,12 @@ def _held(
 class _OnNode:
     def __init__(self, context: TaskContext, told: Commands, environment: Mapping[str, str]) -> None:
         self._context, self._told, self._environment = context, told, environment
-        self.before: Ran | None = None
-
-    def begin(self) -> None:
-        for line in (self._told.before, self._told.after):
+        for line in (told.before, told.after):
             if line:
                 self._words(line)  # both: a second command that is refused would be known too late
-        self.before = self._run("before", self._told.before, self._context.progress.check)
+
+    def before(self) -> Ran | None:
+        return self._run("before", self._told.before, self._context.progress.check)
 
     def after(self) -> Ran | None:
         return self._run("after", self._told.after, lambda: None)
@@ -183,6 +182,4 @@ def _on_node(context: TaskContext, told: Commands, name: str, request: MachineRe
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "BRS_MACHINE": name.replace("\0", "")}
     if request is not None:
         environment["BRS_MACHINE_ID"] = request.id
-    held = _OnNode(context, told, environment)
-    held.begin()
-    yield held
+    yield _OnNode(context, told, environment)

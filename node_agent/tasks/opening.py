@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from node_agent.errors import RepositoryError, RepositoryLocked
 from node_agent.protocol import RepositoryAccess
@@ -62,20 +62,24 @@ def open_store(context: TaskContext, url: str, options: Mapping[str, str]) -> Ba
     return open_backend(context.guard.repository(url, options), options, env)
 
 
-def opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int = 0) -> Repository:
-    """The right repository, without a lock."""
-    backend = open_store(context, access.url, access.options)
-    if bandwidth_bytes_s:
-        backend = ThrottledBackend(backend, bandwidth_bytes_s, context.progress.check)
-    repo = Repository.open(
-        backend, access.password, cache_dir=context.cache_dir, holder=context.holder, clock=context.now
-    )
-    if access.repository_id and repo.id != access.repository_id:
-        raise RepositoryError(
-            f"Another repository lies at {access.url} ({repo.id[:8]} instead of {access.repository_id[:8]}).",
-            hint="Check that the right file system is mounted at the destination.",
+@contextmanager
+def opened(context: TaskContext, access: RepositoryAccess, bandwidth_bytes_s: int = 0) -> Iterator[Repository]:
+    """The right repository, without a lock; its store is closed with it."""
+    with ExitStack() as stack:
+        backend = stack.enter_context(closing(open_store(context, access.url, access.options)))
+        if bandwidth_bytes_s:
+            backend = ThrottledBackend(backend, bandwidth_bytes_s, context.progress.check)
+        repo = stack.enter_context(
+            Repository.open(
+                backend, access.password, cache_dir=context.cache_dir, holder=context.holder, clock=context.now
+            )
         )
-    return repo
+        if access.repository_id and repo.id != access.repository_id:
+            raise RepositoryError(
+                f"Another repository lies at {access.url} ({repo.id[:8]} instead of {access.repository_id[:8]}).",
+                hint="Check that the right file system is mounted at the destination.",
+            )
+        yield repo
 
 
 def _locked(

@@ -41,7 +41,7 @@ def pace_of(access: PlatformAccess, host: str) -> Pace | None:
     """The one pace of a host, at the rate that was told last; None without a limit."""
     if not access.bandwidth_bytes_s:
         return None
-    place = f"{access.kind}:{host or access.addresses[0]}"
+    place = access.burdened(host)
     with _PACES_LOCK:
         pace = _PACES.setdefault(place, Pace(access.bandwidth_bytes_s))
         pace.bytes_s = access.bandwidth_bytes_s
@@ -123,3 +123,6 @@ class ThrottledBackend(Backend):
 
     def remove_leftovers(self) -> int:
         return self._inner.remove_leftovers()
+
+    def close(self) -> None:
+        self._inner.close()

@@ -45,6 +45,12 @@ def test_a_node_hears_of_them_as_they_were_set(world, vm):
     assert (heard.limit_s, heard.exit_codes, heard.on_error) == (30, [0, 3], "go-on")
 
 
+def test_lines_end_as_a_shell_wants_them_however_a_browser_sent_them(world, vm):
+    told(world.alpha.policy, command_before="lock\r\ntrue", command_after="unlock\r\n")
+    heard = spec_of(world, vm).commands
+    assert (heard.before, heard.after) == ("lock\ntrue", "unlock\n")
+
+
 def test_a_policy_without_commands_tells_of_none(world, vm):
     assert spec_of(world, vm).commands is None
 

@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENDLESS = 96 << 20  # of an answer without end so much is sent; who takes all of it would have taken more
-DRIPS = 600
 _PIECE = bytes(1 << 16)
 _PEER_S = 60
 
@@ -29,26 +28,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """``endless`` goes on sending it after the body; ``drip`` sends the body byte by byte, ``pause_s`` apart."""
+    """``endless`` goes on sending it after the body."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
     endless: bytes = b""
-    drip_s: float = 0.0
     raw_head: bytes | None = None  # instead of status and headers
     cut: bool = False  # the connection is reset after the body
     measured: bool = True  # the length of the body is told in the headers
 
-    def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
-
     def with_header(self, name: str, *values: str) -> Answer:
         kept = [(key, value) for key, value in self.headers if key.lower() != name.lower()]
         return replace(self, headers=[*kept, *((name, value) for value in values)])
-
-    def with_body(self, body: bytes) -> Answer:
-        return replace(self, body=body)
 
 
 Twist = Callable[[Request, Answer], Answer]
@@ -166,11 +158,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
     def _send_body(self, answer: Answer) -> None:
-        if answer.drip_s:
-            for at in range(min(len(answer.body), DRIPS)):
-                self.connection.sendall(answer.body[at : at + 1])
-                _PAUSE.wait(answer.drip_s)
-            return
         self.connection.sendall(answer.body)
         if not answer.endless:
             return
@@ -183,6 +170,3 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with self.proxy.seen.lock:
                 self.proxy.seen.taken = max(self.proxy.seen.taken, sent)
-
-
-_PAUSE = threading.Event()

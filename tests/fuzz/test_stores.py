@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import socket
 import stat as modes
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -199,7 +202,6 @@ def test_names_that_lead_elsewhere_are_no_objects(store: Backend, liar: HostileP
         "..",
         NAME + "&#10;",
     ):
-        path = "/".join(NAME[:2] for _ in range(1))
         liar.twist = _of(
             "GET",
             lambda answer, odd=odd: dataclasses.replace(answer, body=answer.body.replace(NAME.encode(), odd.encode())),  # type: ignore[misc]
@@ -208,7 +210,7 @@ def test_names_that_lead_elsewhere_are_no_objects(store: Backend, liar: HostileP
             found = [info.name for info in store.list(Kind.PACK)]
         except BackendError:
             continue
-        assert found == [], (odd[:100], path)
+        assert found == [], odd[:100]
 
 
 @every_http_store
@@ -412,14 +414,41 @@ def test_a_stranger_does_not_get_through_the_gate() -> None:
     gate.close()
 
 
-def test_the_gate_goes_on_to_the_proxy_that_is_to_be_used(places: dict[str, tuple[Place, HostileProxy]]) -> None:
+def _gates() -> int:
+    return sum(thread.name == "gate" for thread in threading.enumerate())
+
+
+def test_a_gate_is_closed_when_nobody_holds_it_any_more(places: dict[str, tuple[Place, HostileProxy]]) -> None:
+    """Who forgot to close it, or was given settings that cannot be used, leaves no thread and no socket."""
+    place, _ = places["s3"]
+    gc.collect()
+    before = _gates()
+    for _ in range(3):
+        place.open(retry_seconds="0").exists(Kind.PACK, NAME)
+        with pytest.raises(ConfigError):
+            place.open(nonsense="1")
+    gc.collect()
+    deadline = time.monotonic() + 60
+    while _gates() > before and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert _gates() <= before
+
+
+@pytest.mark.parametrize("told", ["option", "environment"])
+def test_the_gate_goes_on_to_the_proxy_that_is_to_be_used(
+    places: dict[str, tuple[Place, HostileProxy]], monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
     place, _ = places["s3"]
     heads: list[bytes] = []
     proxy = socket.create_server(("127.0.0.1", 0))
     port = proxy.getsockname()[1]
     proxy.settimeout(30)
-    store = place.open(retry_seconds="0", proxy=f"http://joe:pa55@127.0.0.1:{port}")
-    import threading
+    address = f"http://joe:pa55@127.0.0.1:{port}"
+    monkeypatch.setenv("HTTP_PROXY", address if told == "environment" else "http://127.0.0.1:1")
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    store = place.open(retry_seconds="0", **({"proxy": address} if told == "option" else {}))
 
     def answer() -> None:
         connection, _ = proxy.accept()
@@ -435,14 +464,19 @@ def test_the_gate_goes_on_to_the_proxy_that_is_to_be_used(places: dict[str, tupl
     assert heads[0].startswith(b"GET http://127.0.0.1") and b"Proxy-Authorization: Basic am9lOnBhNTU=" in heads[0]
     store.close()
     proxy.close()
+    if told == "environment":  # but not for what it leaves out
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        place.open(retry_seconds="0").exists(Kind.PACK, NAME)
     with pytest.raises(ConfigError, match="proxy"):
         place.open(proxy="https://")
 
 
 def test_a_server_that_cannot_be_reached_is_told_with_the_reason() -> None:
     place = Place("s3:http://127.0.0.1:1/buck", {}, {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"})
+    store = place.open(retry_seconds="0")
     with pytest.raises(BackendUnavailable, match="refused"):
-        place.open(retry_seconds="0").get(Kind.PACK, NAME)
+        store.get(Kind.PACK, NAME)
+    store.close()
 
 
 # --- by chance ---

@@ -48,8 +48,8 @@ def wait_for(there: Callable[[], bool], what: str) -> None:
 def test_a_name_reaches_the_command_as_it_is_and_is_no_command(access: HostAccess, tmp_path: Path) -> None:
     name = f"a'b\"; touch {tmp_path}/hacked; $(touch {tmp_path}/hacked) `id`"
     with commands_on(access, UUID, name, 'printf %s "$BRS_MACHINE"', "exit 4", 30, never) as held:
-        assert held.before is not None and held.before.code == 0
-        assert held.before.output.rstrip("\n") == name
+        assert (ran := held.before()) is not None and ran.code == 0
+        assert ran.output.rstrip("\n") == name
         after = held.after()
     assert after is not None and after.code == 4
     assert not (tmp_path / "hacked").exists()
@@ -58,7 +58,7 @@ def test_a_name_reaches_the_command_as_it_is_and_is_no_command(access: HostAcces
 def test_one_that_does_not_end_is_ended_there(access: HostAccess, tmp_path: Path) -> None:
     before = f"echo $$ >{tmp_path}/pid; sleep 600"
     with commands_on(access, UUID, "x", before, "", 1, never) as held:
-        assert held.before is not None and not held.before.in_time
+        assert (ran := held.before()) is not None and not ran.in_time
         assert held.after() is None
 
 

@@ -36,10 +36,14 @@ class _Held:
     def __init__(self, channel: paramiko.Channel, mark: str, limit_s: int, shown: str) -> None:
         self._channel, self._mark, self._limit_s, self._shown = channel, mark.encode(), limit_s, shown
         self._taken = b""
-        self.before: Ran | None = None
+        self._before: Ran | None = None
 
     def begin(self, check: Callable[[], None]) -> None:
-        self.before = self._result("before", check)
+        """What stops the run meanwhile is raised before the block begins: the script then goes on by itself."""
+        self._before = self._result("before", check)
+
+    def before(self) -> Ran | None:
+        return self._before
 
     def after(self) -> Ran | None:
         with contextlib.suppress(OSError):  # the script has ended by itself: what it said is still to be read

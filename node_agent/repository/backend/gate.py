@@ -6,7 +6,8 @@ they are (also TLS: it ends where it ended before) and counts those that come do
 much may come (:meth:`Gate.expecting`); when more comes than all operations at work expect together, connections are
 closed. Each turn of the talk counts as if it were ``_TURN`` bytes, so that listings of many empty pages end, too.
 
-Who does not know the secret in ``url`` is turned away, since other users of this machine may knock as well.
+Who does not know the secret in ``url`` is turned away, since other users of this machine may knock as well. The door
+is closed when nobody holds it any more.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import secrets
 import select
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from node_agent.errors import ConfigError
 
@@ -35,24 +39,26 @@ _END = b"\r\n\r\n"
 
 
 class Gate:
-    """``next_proxy``: the address of the proxy that is to be used. A thread for each connection."""
+    """``next_proxy``: the address of the proxy that is to be used; None: as the environment says (HTTP_PROXY,
+    HTTPS_PROXY, NO_PROXY). A thread for each connection."""
 
     def __init__(self, next_proxy: str | None = None) -> None:
         self._next: SplitResult | None = None
         if next_proxy is not None:
-            self._next = urlsplit(next_proxy if "://" in next_proxy else f"http://{next_proxy}")
-            if self._next.scheme != "http" or not self._next.hostname:
+            self._next = _proxy(next_proxy)
+            if self._next is None:
                 raise ConfigError("The option proxy must be an address like http://host:port.", hint="Correct it.")
         self._lock = threading.Lock()
         self._expected: list[int] = []
-        self._left = 0
+        self._left = _SLACK  # what is said between operations, such as the end of a connection
         self._overran = False
         self._trouble = ""
         self._secret = secrets.token_hex(16)
-        self._listener: socket.socket | None = None
-        self._process = 0
         self._open: set[socket.socket] = set()
-        self.url = self._listen()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://brs:{self._secret}@127.0.0.1:{listener.getsockname()[1]}"
+        self._shut = weakref.finalize(self, _shut, listener, os.getpid())
+        threading.Thread(target=_accept, args=(listener, weakref.ref(self)), name="gate", daemon=True).start()
 
     @contextlib.contextmanager
     def expecting(self, size: int) -> Iterator[None]:
@@ -66,7 +72,7 @@ class Gate:
         finally:
             with self._lock:
                 self._expected.remove(size)
-                self._left = min(self._left, sum(self._expected))
+                self._left = min(self._left, sum(self._expected)) if self._expected else _SLACK
 
     def overrun(self) -> bool:
         """Whether an answer was broken off, since more came than was expected; told once."""
@@ -75,38 +81,21 @@ class Gate:
         return overrun
 
     def trouble(self) -> str:
-        """Why the last connection could not be made, told once; empty if it could."""
+        """Why the last connection could not be made, told once; empty if it could be. To be asked when an operation got
+        no answer, or this gate's own (502)."""
         with self._lock:
             trouble, self._trouble = self._trouble, ""
         return trouble
 
     def close(self) -> None:
-        if self._listener is None or self._process != os.getpid():
-            return
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._shut()
         with self._lock:
             open_now, self._open = self._open, set()
         for connection in open_now:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _listen(self) -> str:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._process = os.getpid()
-        threading.Thread(target=self._accept, args=(self._listener,), name="gate", daemon=True).start()
-        return f"http://brs:{self._secret}@127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), name="gate", daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         server: socket.socket | None = None
         self._note(client)
         try:
@@ -117,19 +106,22 @@ class Gate:
                 client.sendall(b"HTTP/1.1 407 Not Ours\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
             try:
-                server = self._reach(head)
+                way = self._way(head)
+                server = _reach(head, way)
             except OSError as error:
                 with self._lock:
                     self._trouble = error.strerror or str(error) or type(error).__name__
                 client.sendall(b"HTTP/1.1 502 Not Reached\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
+            with self._lock:
+                self._trouble = ""
             self._note(server)
-            if head.startswith(b"CONNECT ") and self._next is None:
+            if head.startswith(b"CONNECT ") and way is None:
                 client.sendall(b"HTTP/1.1 200 Reached\r\n\r\n")
                 server.sendall(rest)
                 self._pump(client, server, _unchanged)
             else:
-                requests = _Requests(self._rewritten)
+                requests = _Requests(partial(_rewritten, way))
                 server.sendall(requests.feed(head + _END + rest))
                 self._pump(client, server, requests.feed)
         except (OSError, ValueError):
@@ -151,23 +143,18 @@ class Gate:
             for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
         )
 
-    def _reach(self, head: bytes) -> socket.socket:
-        place = (str(self._next.hostname), self._next.port or 80) if self._next is not None else _place(head)
-        server = socket.create_connection(place, PATIENCE_S)
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return server
-
-    def _rewritten(self, head: bytes) -> bytes:
-        """A request of plain HTTP as a server wants it, or as the next proxy does."""
-        line, *fields = head.split(b"\r\n")
-        fields = [field for field in fields if not field.lower().startswith(b"proxy-authorization:")]
-        if self._next is None:
-            method, target, version = line.split(b" ", 2)
-            line = b" ".join((method, b"/" + target.partition(b"://")[2].partition(b"/")[2], version))
-        elif self._next.username is not None:
-            words = f"{unquote(self._next.username)}:{unquote(self._next.password or '')}".encode()
-            fields.append(b"Proxy-Authorization: Basic " + base64.b64encode(words))
-        return b"\r\n".join([line, *fields])
+    def _way(self, head: bytes) -> SplitResult | None:
+        """The next proxy, if there is one. OSError for one that cannot be used."""
+        host, port = _place(head)
+        if self._next is not None:
+            return self._next
+        given = getproxies().get("https" if head.startswith(b"CONNECT ") else "http")
+        if not given or proxy_bypass(f"{host}:{port}"):
+            return None
+        way = _proxy(given)
+        if way is None:
+            raise OSError("the proxy that the environment names is none of HTTP")
+        return way
 
     def _pump(self, client: socket.socket, server: socket.socket, upward: Callable[[bytes], bytes]) -> None:
         """Until one side ends. Time limits are the client's own."""
@@ -194,13 +181,57 @@ class Gate:
 
     def _may_pass(self, size: int) -> bool:
         with self._lock:
-            if not self._expected:
-                return size <= _SLACK  # what is said at the end of a connection
             self._left -= size
             if self._left >= 0:
                 return True
             self._overran = True
             return False
+
+
+def _shut(listener: socket.socket, process: int) -> None:
+    if process == os.getpid():
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _accept(listener: socket.socket, gate: weakref.ref[Gate]) -> None:
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        held = gate()
+        if held is None:
+            client.close()
+            return
+        threading.Thread(target=held.serve, args=(client,), name="gate", daemon=True).start()
+        del held
+
+
+def _proxy(text: str) -> SplitResult | None:
+    found = urlsplit(text if "://" in text else f"http://{text}")
+    return found if found.scheme == "http" and found.hostname else None
+
+
+def _reach(head: bytes, way: SplitResult | None) -> socket.socket:
+    place = (str(way.hostname), way.port or 80) if way is not None else _place(head)
+    server = socket.create_connection(place, PATIENCE_S)
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server
+
+
+def _rewritten(way: SplitResult | None, head: bytes) -> bytes:
+    """A request of plain HTTP as a server wants it, or as the next proxy does."""
+    line, *fields = head.split(b"\r\n")
+    fields = [field for field in fields if not field.lower().startswith(b"proxy-authorization:")]
+    if way is None:
+        method, target, version = line.split(b" ", 2)
+        line = b" ".join((method, b"/" + target.partition(b"://")[2].partition(b"/")[2], version))
+    elif way.username is not None:
+        words = f"{unquote(way.username)}:{unquote(way.password or '')}".encode()
+        fields.append(b"Proxy-Authorization: Basic " + base64.b64encode(words))
+    return b"\r\n".join([line, *fields])
 
 
 class _Requests:

@@ -319,7 +319,7 @@ class ObjectStoreBackend(Backend):
         if status is None and (cause := _CAUSE.search(inside)):
             text = f"{text}: {cause[1]}"
         what = f"{kind.name.lower()} {name[:10]}".strip() if kind is not None else "what is there"
-        reason = self._gate.trouble() or _reason(text, status)
+        reason = (self._gate.trouble() if status in (None, 502) else "") or _reason(text, status)
         if self._gate.overrun():
             raise BackendError(
                 f"{self.url}: {what} could not be {done}: the answer has no end.",

@@ -251,7 +251,8 @@ class VersionedBucket:
             self._raise_unanswered(error, what)
         said = error.response.get("Error") or {}
         code, status = str(said.get("Code") or ""), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        reason = shown(f"{code}: {said.get('Message') or status}").rstrip(".")
+        reason = (self._gate.trouble() if status == 502 else "") or shown(f"{code}: {said.get('Message') or status}")
+        reason = reason.rstrip(".")
         if code == "InvalidRange" or status == 416:
             raise _BehindTheEnd(f"{self.url}: {what}: {reason}.") from None
         if code == "NoSuchBucket":
