@@ -74,11 +74,16 @@ class PackBuilder:
         self.size += len(sealed)
 
     def add_run(self, blobs: Iterable[tuple[bytes, int, int]], sealed: Buffer) -> None:
-        """Blobs that lie one after the other in ``sealed``: (id, sealed length, uncompressed length) of each."""
+        """Blobs that lie one after the other in ``sealed``: (id, sealed length, uncompressed length) of each.
+
+        Raises ValueError if they do not fill it: each blob after that would be named where it does not lie.
+        """
         offset = self.size
         for blob_id, length, raw_length in blobs:
             self.blobs.append(PackedBlob(self.kind, blob_id, offset, length, raw_length))
             offset += length
+        if offset - self.size != len(sealed):
+            raise ValueError(f"blobs of {offset - self.size} bytes do not fill {len(sealed)} bytes")
         self.parts.append(sealed)
         self.size = offset
 

@@ -198,7 +198,7 @@ class _Prune:
             for read in packs:
                 self.progress.check()
                 for blob, error in read.bad:
-                    store.add(blob, self._other_copy(read.pack, blob, error))
+                    store.add(*self._other_copy(read.pack, blob, error))
                 for run in read.good:
                     store.add_run(run)
                 self.plan.note_moved(read.pack, read.wanted_bytes)
@@ -219,12 +219,14 @@ class _Prune:
                 return
             yield from pack
 
-    def _other_copy(self, pack: str, blob: PackedBlob, error: DamagedError) -> Buffer:
-        """Another good copy of a blob that is damaged where it was to be kept. Raises ``error`` if there is none."""
+    def _other_copy(self, pack: str, blob: PackedBlob, error: DamagedError) -> tuple[PackedBlob, Buffer]:
+        """Another good copy of a blob that is damaged where it was to be kept, as it is stored there: its length may
+        differ, since another program or level compressed it. Raises ``error`` if there is none.
+        """
         for place in self.index.locations(blob.kind, blob.id):
-            if place.pack != pack and place.blob.raw_length == blob.raw_length:
-                for _, sealed in read_pack(self.repo.files, place.pack, [place.blob]).blobs():
-                    return sealed
+            if place.pack != pack:
+                for found in read_pack(self.repo.files, place.pack, [place.blob]).blobs():
+                    return found
         raise error
 
     def _prove_the_rest(self, prover: Prover) -> None:

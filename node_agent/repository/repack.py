@@ -106,7 +106,9 @@ def _read_pack(files: SealedFiles, pack: str, blobs: Sequence[PackedBlob], prove
         bad = prover.prove(pack, run, content, start)
         found.bad += bad
         hurt = {blob for blob, _ in bad}
-        found.good.append(Run([blob for blob in run if blob not in hurt] if hurt else run, content, start))
+        good = [blob for blob in run if blob not in hurt] if hurt else run
+        if good:
+            found.good.append(Run(good, content, start))
     return found
 
 
@@ -168,7 +170,7 @@ class PackStore:
         self._puts.shutdown(cancel_futures=True)
 
     def add(self, blob: PackedBlob, sealed: Buffer) -> None:
-        """A blob sealed with this repository's key; the caller has proven it."""
+        """A blob sealed with this repository's key; the caller has proven ``sealed`` to be what ``blob`` says."""
         self.add_run(Run([blob._replace(offset=0)], memoryview(sealed), 0))
 
     def add_run(self, run: Run) -> None:

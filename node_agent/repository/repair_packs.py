@@ -175,7 +175,7 @@ class _RepairPacks:
     def _kept_elsewhere(self, blob: PackedBlob) -> bool:
         places = self.index.locations(blob.kind, blob.id)
         others = [place for place in places if place.pack not in self._damaged]
-        return any(read_pack(self.repo.files, place.pack, [place.blob]).good for place in others)
+        return any(not read_pack(self.repo.files, place.pack, [place.blob]).bad for place in others)
 
     def _heal_missing(self) -> None:
         """Walk all snapshots and fetch what the index does not name; trees that are fetched are walked as well."""

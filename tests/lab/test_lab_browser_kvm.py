@@ -194,3 +194,4 @@ def test_the_machine_is_brought_back_and_runs(seen: Sight, lab: Lab, guest: Gues
     assert again.run("md5sum </data/orders") == guest.run("md5sum </data/orders")
     lab.virsh("destroy", AGAIN)
     lab.virsh("undefine", AGAIN)
+    lab.shell(f"rm {lab.folder}/scratch/{AGAIN}-vd?.*")

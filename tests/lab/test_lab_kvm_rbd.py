@@ -177,12 +177,13 @@ def test_a_stopped_machine_is_read_from_its_cluster_by_each_way_to_name_it(
 ) -> None:
     for by in ("uuid", "usage", "conf"):
         one = machine(f"ceph-{by}", by=by)
+        before = footprint(one.lab, one.guest)["scratch"]
         point = one.back_up()
         assert (point.consistency, point.codes) == (Consistency.STOPPED, set())
         point.instant_copies = {"vda": one._copy("vda", "stopped")}
         one.assert_equals_copies(point)
-        left = one.lab.shell(f"find {one.lab.folder}/scratch -mindepth 1; pgrep -f '[q]emu-nbd|[w]atch.sh' || :")
-        assert left == ""
+        assert footprint(one.lab, one.guest)["scratch"] == before
+        assert one.lab.shell("pgrep -f '[q]emu-nbd|[w]atch.sh' || :") == ""
     # Started and stopped again while it is read: what was read is of no instant.
     with pytest.raises(MachineMoved), one.driver.open(one.request()) as opened:
         one.lab.virsh("start", one.guest.uuid)

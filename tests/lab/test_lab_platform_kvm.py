@@ -55,3 +55,4 @@ def test_from_the_connection_test_to_the_machine_that_runs_again(
     assert lab.virsh("domstate", "flow-back").strip() == "running"
     lab.virsh("destroy", "flow-back")
     lab.virsh("undefine", "flow-back")
+    lab.shell(f"rm {lab.folder}/scratch/flow-back-vd?.*")

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from zstandard import ZstdCompressor
 
 from node_agent.errors import Cancelled, DamagedError, RepositoryLocked
 from node_agent.progress import Progress
@@ -15,6 +17,7 @@ from node_agent.repository.backend import Kind
 from node_agent.repository.check import check
 from node_agent.repository.index import Index
 from node_agent.repository.lock import NoLock
+from node_agent.repository.pack import PackedBlob
 from node_agent.repository.prune import PruneOptions, _Prune, parse_max_unused, prune
 from node_agent.repository.repository import BlobKind
 from node_agent.repository.snapshot import list_snapshots, remove_snapshot
@@ -157,6 +160,33 @@ def test_the_good_copy_is_never_dropped_for_a_damaged_one(folder: Path, hurt: in
     prune(repo, PruneOptions(max_unused="0%"))
     repo = open_repo(folder)
     assert repo.load_blob(BlobKind.DATA, hashlib.sha256(KEPT[2]).digest()) == KEPT[2]
+
+
+@pytest.mark.parametrize("level", [1, 19])
+def test_a_damaged_copy_is_replaced_by_one_that_was_compressed_otherwise(tmp_path: Path, level: int) -> None:
+    """The copy that is to be kept is damaged; the other has the same content in another length."""
+    text = b"".join(b"%d times %d\n" % (RNG.randrange(1 << 20), i % 97) for i in range(20_000))
+    repo = new_repo(tmp_path / "repo")
+    with repo.lock(exclusive=True) as lock:
+        store(repo, [text, GONE[1]])  # of both packs something goes
+        make_snapshot(repo, lock, {b"f": [text, *KEPT]})
+        packed = repo.index.locations(BlobKind.DATA, hashlib.sha256(text).digest())
+        with repack.PackStore(repo.files, repo.guard) as packs:
+            sealed = repo.files.key.seal(ZstdCompressor(level=level).compress(text))
+            twin = PackedBlob(BlobKind.DATA, hashlib.sha256(text).digest(), 0, len(sealed), len(text))
+            packs.add(twin, sealed)
+            packs.add_content(BlobKind.DATA, GONE[0])
+            packs.flush()
+    assert twin.length != packed[0].blob.length
+    repo = open_repo(tmp_path / "repo")
+    for place in repo.index.locations(BlobKind.DATA, twin.id):
+        again = tmp_path / place.pack[:8]
+        shutil.copytree(tmp_path / "repo", again)
+        _harm(again, place.pack, place.blob.offset + 100)
+        prune(open_repo(again), PruneOptions(max_unused="0%"))
+        whole = open_repo(again)
+        assert [whole.load_blob(BlobKind.DATA, hashlib.sha256(one).digest()) for one in (text, *KEPT)] == [text, *KEPT]
+        restic(again, "check", "--read-data")
 
 
 def test_what_a_new_snapshot_needs_stays_though_the_plan_let_it_go(

@@ -17,6 +17,7 @@ from node_agent.repository.files_restore import dump
 from node_agent.repository.repair_index import RepairIndexResult, repair_index
 from node_agent.repository.repair_packs import RepairPacksResult, repair_packs
 from node_agent.repository.repair_snapshots import HurtSnapshot, find_hurt, repair_snapshots
+from node_agent.repository.repack import PackStore
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import Snapshot, list_snapshots
 from tests.repository.core_world import flip, make_snapshot, new_repo, open_repo, restic, stored
@@ -184,6 +185,22 @@ def test_a_new_copy_that_does_not_read_back_leaves_the_old_pack_where_it_is(
     damaged = [error.name for error in _check(folder).errors if error.kind == "pack"]
     assert _repair_packs(folder, [pack, *damaged], twin).lost_blobs == []
     _prove(folder)
+
+
+def test_a_copy_elsewhere_that_is_damaged_does_not_count(folder: Path) -> None:
+    """The pack that is repaired holds the only good copy; the other, which nobody named, holds a damaged one."""
+    (place,) = open_repo(folder).index.locations(BlobKind.DATA, _id(BLOCKS[2]))
+    repo = open_repo(folder)
+    with repo.lock(), PackStore(repo.files, repo.guard) as packs:
+        packs.add_content(BlobKind.DATA, BLOCKS[2])
+        packs.flush()
+    (other,) = [at for at in open_repo(folder).index.locations(BlobKind.DATA, _id(BLOCKS[2])) if at.pack != place.pack]
+    flip(folder / "data" / other.pack[:2] / other.pack, other.blob.offset + 30)
+    path = folder / "data" / place.pack[:2] / place.pack
+    flip(path, path.stat().st_size - 20)  # its header
+    result = _repair_packs(folder, [place.pack])
+    assert (result.replaced_packs, result.lost_blobs) == ([place.pack], [])
+    assert open_repo(folder).load_blob(BlobKind.DATA, _id(BLOCKS[2])) == BLOCKS[2]
 
 
 def test_a_header_alone_is_healed_without_another_repository(folder: Path) -> None:
