@@ -14,10 +14,10 @@ from node_agent.repository.backend.base import Buffer
 from node_agent.repository.backend.local import LocalBackend
 from node_agent.repository.check import CheckReport, check
 from node_agent.repository.files_restore import dump
+from node_agent.repository.repack import PackStore
 from node_agent.repository.repair_index import RepairIndexResult, repair_index
 from node_agent.repository.repair_packs import RepairPacksResult, repair_packs
 from node_agent.repository.repair_snapshots import HurtSnapshot, find_hurt, repair_snapshots
-from node_agent.repository.repack import PackStore
 from node_agent.repository.repository import BlobKind, Repository
 from node_agent.repository.snapshot import Snapshot, list_snapshots
 from tests.repository.core_world import flip, make_snapshot, new_repo, open_repo, restic, stored
