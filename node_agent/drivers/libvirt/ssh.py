@@ -72,14 +72,18 @@ class Connection:
                 hint="Look whether libvirtd on the hypervisor answers (virsh list).",
             ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise HypervisorUnreachable(f"The connection to {self.access.shown} was lost: {error}.") from error
+            raise self._lost(error) from error
 
     def begin(self, script: str) -> paramiko.Channel:
         """A script that goes on: its input stays open, its output is the caller's to read. Raises like :meth:`run`."""
         try:
             return self._begun(script, _CONNECT_S)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise HypervisorUnreachable(f"The connection to {self.access.shown} was lost: {error}.") from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> HypervisorUnreachable:
+        why = f": {error}" if str(error) else ", or the server ended it"
+        return HypervisorUnreachable(f"The connection to {self.access.shown} was lost{why}.")
 
     def _begun(self, script: str, timeout_s: float) -> paramiko.Channel:
         self.connect()
