@@ -32,6 +32,7 @@ from node_agent.repository.backend import redacted
 from node_agent.repository.files import backup_files
 from node_agent.repository.image import Ahead, Comparison, ImageBackup, backup_images
 from node_agent.repository.immutable import NOT_IMMUTABLE
+from node_agent.repository.lock import waiting
 from node_agent.repository.publish import BackupResult
 from node_agent.repository.repository import Lock, Repository
 from node_agent.repository.snapshot import find_snapshot
@@ -88,7 +89,7 @@ def backup(args: argparse.Namespace) -> int:
 
 def _backup_stream(args: argparse.Namespace, name: str) -> int:
     def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:
-        with stream_of(args) as source:
+        with stream_of(args, progress) as source:
             return backup_stream(
                 repo,
                 lock,
@@ -250,7 +251,8 @@ def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
     issues = Issues()
     host = args.host or socket.gethostname()
     with open_repository(args) as repo, progress_shown(args) as progress:
-        with repo.lock(wait_s=lock_wait_s(args), early=True) as lock:
+        pause = waiting(progress, lambda text: progress.log("warning", text))
+        with repo.lock(wait_s=lock_wait_s(args), early=True, pause=pause) as lock:
             repo.load_index()
             result = run(repo, lock, host, progress, issues)
         immutable = None if repo.backend.object_lock is None else all(i.code != NOT_IMMUTABLE for i in issues.items)

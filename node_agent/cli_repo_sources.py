@@ -6,9 +6,11 @@ Names and meaning of the options are restic's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,11 @@ from typing import IO
 
 from node_agent.errors import ConfigError, SourceError
 from node_agent.items import printable
+from node_agent.progress import Progress
 from node_agent.repository.excludes import Excludes, Marker
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_LOOK_AGAIN_S = 0.5
 _CACHE_TAG = "CACHEDIR.TAG:Signature: 8a477f597d28d172789f06886806bc55"
 
 
@@ -106,18 +110,30 @@ def stream_name(args: argparse.Namespace) -> str:
 
 
 class Source:
-    """A stream, and whether all of it came."""
+    """A stream, and whether all of it came. However quiet it is, a wish to stop is noticed."""
 
-    def __init__(self, pipe: IO[bytes], process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, pipe: IO[bytes], progress: Progress, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pipe = pipe
+        self._progress = progress
         self._process = process
+        self._look = select.poll()
+        self._look.register(pipe, select.POLLIN)
 
     def readinto(self, b: memoryview, /) -> int:
+        self._progress.check()
+        while not self._look.poll(_LOOK_AGAIN_S * 1000):
+            self._progress.check()
         return os.readv(self.pipe.fileno(), [b])
 
     def ended(self) -> None:
         """Raises SourceError if the program that wrote it failed."""
-        code = self._process.wait() if self._process is not None else 0
+        if self._process is None:
+            return
+        while True:
+            self._progress.check()  # Ctrl-C of a terminal ends the command, too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(_LOOK_AGAIN_S)
+                break
         if code:
             raise SourceError(
                 f"The command ended with {code}: what it wrote is not whole, and no snapshot was made.",
@@ -126,9 +142,9 @@ class Source:
 
 
 @contextmanager
-def stream_of(args: argparse.Namespace) -> Iterator[Source]:
+def stream_of(args: argparse.Namespace, progress: Progress) -> Iterator[Source]:
     if args.stdin:
-        yield Source(sys.stdin.buffer)
+        yield Source(sys.stdin.buffer, progress)
         return
     try:
         process = subprocess.Popen(args.paths, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
@@ -137,7 +153,7 @@ def stream_of(args: argparse.Namespace) -> Iterator[Source]:
     assert process.stdout is not None
     with process:
         try:
-            yield Source(process.stdout, process)
+            yield Source(process.stdout, progress, process)
         finally:
             if process.poll() is None:
                 process.kill()

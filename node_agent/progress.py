@@ -110,3 +110,11 @@ class Progress:
     def check(self) -> None:
         if self._stop is not None:
             raise self._stop
+
+    def sleep(self, seconds: float) -> None:
+        """Raises as check does, as soon as somebody asks."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.1))
+        self.check()

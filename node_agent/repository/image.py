@@ -115,6 +115,8 @@ def backup_images(
             _stop(image)  # whoever opened the source closes it now
         raise
     with opened as writer:
+        if repo.index.epoch != epoch:  # the lock had to be waited for, and what was found may be gone
+            before, epoch = Parent.find(repo, parent, host, None if moved else paths, progress), repo.index.epoch
         store = _Store(repo, writer, before, progress, issues, compare, time)
         stored = [store.image(image) for image in images]
         for image in images:

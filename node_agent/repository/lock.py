@@ -2,13 +2,13 @@
 
 Taking one: look for conflicting locks, store ours, wait 200 ms, look again; withdraw if somebody was quicker. A lock
 that is taken *early* is handed out before the second look, which then comes before the first write at the latest:
-what was read until then may be outdated, but nothing was done that somebody who works alone could not bear. Holding
-one: a new file every five minutes, then the old one goes. A holder that could not refresh for 22.5 minutes must stop
-writing (:meth:`Lock.check`), since after 30 minutes others may treat its lock as left behind.
+what was read until then may be outdated, but nothing was done that somebody who works alone could not bear. If that
+look finds such a one, the lock is withdrawn, and taken anew as long as its user would have waited for it.
 
-When is another's lock left behind? By the store's clock only: 30 minutes after it was stored. Before *exclusive* work
-24 hours, because restic before 0.15 goes on writing after its lock went stale; holders of our own kind stop themselves,
-so for them 30 minutes are enough there too. Our own dead locks are known at once from the journal.
+Holding one: a new file every five minutes, then the old one goes. A holder that could not refresh for 22.5 minutes must
+stop writing (:meth:`Lock.check`), since after 30 minutes others may treat its lock as left behind.
+
+Those of other programs are in :mod:`.lock_others`; our own dead ones are known at once from the journal.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import signal
 import threading
@@ -25,10 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node_agent.errors import BackendReadOnly, BrsError, DamagedError, ObjectMissing, RepositoryLocked
-from node_agent.repository.backend.base import Kind, ObjectInfo
+from node_agent.errors import BackendReadOnly, BrsError, RepositoryLocked
+from node_agent.progress import Progress
+from node_agent.repository.backend.base import Kind
 from node_agent.repository.identity import username
 from node_agent.repository.lock_journal import LockJournal
+from node_agent.repository.lock_others import STALE_S, OtherLock, OtherLocks
 from node_agent.repository.rfc3339 import format_ns
 from node_agent.repository.sealed import SealedFiles
 
@@ -36,13 +39,28 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 300.0
 FENCE_S = 1350.0  # 30 min - 1.5 * refresh, as restic's refreshabilityTimeout
-STALE_S = 1800.0
-STALE_BEFORE_EXCLUSIVE_S = 86400.0
 SETTLE_S = 0.2
-_SKEW_S = 120.0
 _RETRY_S = (1.0, 2.0, 5.0, 10.0)
 
-_OURS = re.compile(r"\.brs-[0-9a-z]{8,}\Z")
+Pause = Callable[[RepositoryLocked, float], None]  # waits so many seconds; may tell why, or raise to wait no longer
+
+
+def sleeping(_why: RepositoryLocked, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def waiting(progress: Progress, tell: Callable[[str], None]) -> Pause:
+    """Says once why, and waits no longer once the run is to stop."""
+    told = False
+
+    def pause(why: RepositoryLocked, seconds: float) -> None:
+        nonlocal told
+        if not told:
+            tell(f"Waiting: {why.message}")
+        told = True
+        progress.sleep(seconds)
+
+    return pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +84,6 @@ class LockHolder:
         return cls(os.uname().nodename, journal)
 
 
-@dataclass(frozen=True, slots=True)
-class OtherLock:
-    info: ObjectInfo
-    exclusive: bool
-    hostname: str
-    who: str
-
-
 class Locks:
     """Takes locks of one repository."""
 
@@ -82,25 +92,27 @@ class Locks:
     ) -> None:
         self.files = files
         self.holder = holder
-        self._clock = clock
+        self.others = OtherLocks(files, clock)
         self.journal = LockJournal(holder.journal, repository_id) if holder.journal else None
 
-    def acquire(self, *, exclusive: bool, wait_s: float = 0, settle_s: float = SETTLE_S, early: bool = False) -> Lock:
+    def acquire(
+        self,
+        *,
+        exclusive: bool,
+        wait_s: float = 0,
+        settle_s: float = SETTLE_S,
+        early: bool = False,
+        pause: Pause = sleeping,
+    ) -> Lock:
         """Raises RepositoryLocked (naming the holder) once ``wait_s`` has passed.
 
         ``early``, of a shared one: without waiting for the second look; see :meth:`Lock.settle`.
         """
         ignore_hangup()
-        deadline = time.monotonic() + wait_s
-        for attempt in range(1 << 30):
-            try:
-                return self._try(exclusive, settle_s, early and not exclusive)
-            except RepositoryLocked:
-                pause = min(_RETRY_S[min(attempt, len(_RETRY_S) - 1)], deadline - time.monotonic())
-                if pause <= 0:
-                    raise
-                time.sleep(pause)
-        raise AssertionError
+        attempts = Attempts(self, exclusive, settle_s, time.monotonic() + wait_s, pause)
+        if early and not exclusive:
+            return Lock(self, attempts.take(early=True), exclusive, attempts=attempts)
+        return Lock(self, attempts.take(), exclusive)
 
     def clear_dead(self) -> int:
         """Remove our own locks whose process is proven dead. Returns how many."""
@@ -121,18 +133,10 @@ class Locks:
         """
         self.clear_dead()
         now = self.files.backend.now()
-        cleared = [lock for lock in self.others() if everything or now - lock.info.modified >= STALE_S]
+        cleared = [lock for lock in self.others.read() if everything or now - lock.info.modified >= STALE_S]
         for lock in cleared:
             self.files.backend.delete(Kind.LOCK, lock.info.name)
         return cleared
-
-    def others(self, own: str | None = None) -> list[OtherLock]:
-        """All locks but our own; a damaged or empty one counts as exclusive, since nobody knows what it said."""
-        for _ in range(5):
-            found = self._read_all(own)
-            if found is not None:
-                return found
-        raise RepositoryLocked("The repository's locks keep changing; another program is at work.")
 
     def store(self, exclusive: bool) -> str:
         """Store a new lock file; the journal knows it before the store does."""
@@ -167,80 +171,67 @@ class Locks:
         if self.journal is not None:
             self.journal.remove(name)
 
-    def _try(self, exclusive: bool, settle_s: float, early: bool) -> Lock:
+    def add(self, exclusive: bool, settle_s: float | None) -> str:
+        """Look, store, look again (None: not yet). Returns the name, or raises RepositoryLocked and leaves nothing."""
         self.clear_dead()
-        self.refuse_conflicts(exclusive, None)
+        self.others.refuse(exclusive, None)
         name = self.store(exclusive)
-        if early:
-            return Lock(self, name, exclusive, settle_s=settle_s)
+        if settle_s is None:
+            return name
         try:
             time.sleep(settle_s)
-            self.refuse_conflicts(exclusive, name)
+            self.others.refuse(exclusive, name)
         except BaseException:
             self.withdraw(name)
             raise
-        return Lock(self, name, exclusive)
+        return name
 
-    def refuse_conflicts(self, exclusive: bool, own: str | None) -> None:
-        now = self.files.backend.now()
-        if own is None:
-            self._warn_of_skew(now)
-        for other in self.others(own):
-            if not (exclusive or other.exclusive):
-                continue
-            age = now - other.info.modified
-            if age < self._patience(exclusive, other):
-                raise RepositoryLocked(
-                    f"The repository is in use{' alone' if other.exclusive else ''} by {other.who},"
-                    f" locked {_ago(age)} (lock {other.info.name[:8]})."
-                )
-            logger.warning("removing lock %s of %s, left behind %s", other.info.name, other.who, _ago(age))
-            self.files.backend.delete(Kind.LOCK, other.info.name)
 
-    def _warn_of_skew(self, store_now: float) -> None:
-        """Locks do not suffer from a wrong clock, but snapshots carry its time and retention goes by that."""
-        skew = self._clock() - store_now
-        if abs(skew) > _SKEW_S:
-            logger.warning("this machine's clock differs from the store's by %.0f seconds", skew)
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How a lock is taken, and until when (by the monotonic clock) that is tried."""
 
-    def _patience(self, exclusive: bool, other: OtherLock) -> float:
-        if exclusive and other.hostname and not _OURS.search(other.hostname):
-            return STALE_BEFORE_EXCLUSIVE_S
-        return STALE_S
+    locks: Locks
+    exclusive: bool
+    settle_s: float
+    deadline: float
+    pause: Pause
 
-    def _read_all(self, own: str | None) -> list[OtherLock] | None:
-        """None if one vanished while we read: its holder may just have replaced it, so the listing is too old."""
-        found: list[OtherLock] = []
-        for info in self.files.backend.list(Kind.LOCK):
-            if info.name == own:
-                continue
+    def take(self, *, early: bool = False) -> str:
+        """The name of a new lock file in the store."""
+        for attempt in range(1 << 30):
             try:
-                found.append(self._read(info))
-            except ObjectMissing:
-                return None
-        return found
+                return self.locks.add(self.exclusive, None if early else self.settle_s)
+            except RepositoryLocked as error:
+                self.wait(error, _RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+        raise AssertionError
 
-    def _read(self, info: ObjectInfo) -> OtherLock:
-        try:
-            value = self.files.load_json(Kind.LOCK, info.name)
-            who = f"{value['username']}@{value['hostname']} (process {value['pid']})"
-            return OtherLock(info, bool(value["exclusive"]), str(value["hostname"]), who)
-        except (DamagedError, KeyError, TypeError) as error:
-            logger.warning("lock %s is damaged and is respected for 30 minutes: %s", info.name, error)
-            return OtherLock(info, exclusive=True, hostname="", who="somebody unknown (the lock file is damaged)")
+    def wait(self, why: RepositoryLocked, seconds: float) -> None:
+        """Raises ``why`` once the time is over."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise why
+        # Never the same for two who met, or they would meet again each time.
+        self.pause(why, min(seconds * random.uniform(0.5, 1), left))
 
 
 class Lock:
     """A held lock that refreshes itself in the background. A context manager; leaving it removes the lock."""
 
     def __init__(
-        self, locks: Locks, name: str, exclusive: bool, refresh_s: float = REFRESH_S, settle_s: float | None = None
+        self,
+        locks: Locks,
+        name: str,
+        exclusive: bool,
+        refresh_s: float = REFRESH_S,
+        attempts: Attempts | None = None,
     ) -> None:
-        """``settle_s``: the second look is still to come, after that time."""
+        """With ``attempts`` it is an early one: the second look is still to come."""
         self.exclusive = exclusive
-        self._settle_at = None if settle_s is None else time.monotonic() + settle_s
-        self._settling = threading.Lock()
-        self.name = name
+        self._unsettled = attempts
+        self._settle_at = time.monotonic() + (attempts.settle_s if attempts is not None else 0.0)
+        self._changing = threading.RLock()  # the file in the store, and with it the name
+        self.name = name  # empty while there is none
         self._locks = locks
         self._refresh_s = refresh_s
         self._refreshed = _uptime()
@@ -258,32 +249,42 @@ class Lock:
     @property
     def settles_in_s(self) -> float | None:
         """How long until the second look may come; None once it is over."""
-        at = self._settle_at
-        return None if at is None else max(0.0, at - time.monotonic())
+        return None if self._unsettled is None else max(0.0, self._settle_at - time.monotonic())
 
-    def settle(self) -> bool:
-        """Look a second time, if that is still to come, and say whether it was: what was read before may be outdated.
+    def settle(self) -> None:
+        """Look a second time, if that is still to come: what was read before may be outdated.
 
-        Raises RepositoryLocked when somebody else works alone.
+        Finds it somebody who works alone, the lock is withdrawn, and taken anew as long as it was to be waited for.
+        Raises RepositoryLocked if that is in vain.
         """
-        with self._settling:
-            if self._settle_at is None:
-                return False
+        with self._changing:
+            if self._unsettled is None:
+                return
+            self._refuse_lost()
             time.sleep(max(0.0, self._settle_at - time.monotonic()))
             try:
-                self._locks.refuse_conflicts(self.exclusive, self.name)
+                self._locks.others.refuse(self.exclusive, self.name)
             except RepositoryLocked as error:
-                self._lost = error.message
-                raise
-            self._settle_at = None
-            return True
+                self._take_again(self._unsettled, error)
+            self._unsettled = None
+
+    def _take_again(self, attempts: Attempts, met: RepositoryLocked) -> None:
+        self._lost = met.message  # until there is a new one
+        self._locks.withdraw(self.name)
+        self.name = ""
+        attempts.wait(met, _RETRY_S[0])
+        self.name = attempts.take()
+        self._lost, self._refreshed = None, _uptime()
 
     def check(self) -> None:
         """To be called before each write. Raises RepositoryLocked once this lock may no longer be trusted."""
-        if self._settle_at is not None and self._lost is None:
+        if self._unsettled is not None:
             self.settle()
         if self._lost is None and _uptime() - self._refreshed > FENCE_S:
             self._lost = "it could not be refreshed for more than 22 minutes"
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
         if self._lost is not None:
             raise RepositoryLocked(
                 f"The lock on the repository was lost: {self._lost}.",
@@ -300,14 +301,15 @@ class Lock:
 
     def refresh(self) -> None:
         """Replace the lock file by a new one. Raises BrsError if that fails; the old lock then still stands."""
-        started = _uptime()
-        if not self._locks.files.backend.exists(Kind.LOCK, self.name):
-            self._lost = "its file was removed by another program"
-            self.check()
-        new = self._locks.store(self.exclusive)
-        old, self.name = self.name, new
-        self._refreshed = started
-        self._locks.withdraw(old)
+        with self._changing:
+            started = _uptime()
+            if self._lost is None and not self._locks.files.backend.exists(Kind.LOCK, self.name):
+                self._lost = "its file was removed by another program"
+            self._refuse_lost()
+            new = self._locks.store(self.exclusive)
+            old, self.name = self.name, new
+            self._refreshed = started
+            self._locks.withdraw(old)
 
     def release(self) -> None:
         """Idempotent. A failure to delete is logged: the lock goes stale by itself."""
@@ -315,6 +317,8 @@ class Lock:
             return
         self._done.set()
         self._thread.join()
+        if not self.name:
+            return
         try:
             self._locks.withdraw(self.name)
         except BrsError as error:
@@ -345,9 +349,6 @@ class NoLock(Lock):
     def settles_in_s(self) -> float | None:
         return None
 
-    def settle(self) -> bool:
-        return False
-
     def check(self) -> None:
         raise BackendReadOnly("The destination is read-only; no lock is held, nothing may be written.")
 
@@ -373,9 +374,3 @@ def ignore_hangup() -> None:
 
 def _uptime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)  # runs on while a laptop sleeps; the monotonic clock does not
-
-
-def _ago(seconds: float) -> str:
-    if seconds < -600:
-        return f"{-seconds / 60:.0f} minutes in the future"
-    return f"{max(0.0, seconds) / 60:.0f} minutes ago" if seconds >= 90 else f"{max(0.0, seconds):.0f} seconds ago"

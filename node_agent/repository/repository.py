@@ -42,7 +42,8 @@ from node_agent.repository.chunking import Chunker
 from node_agent.repository.crypto import OWN_SCRYPT, Key, ScryptParams, Unauthenticated
 from node_agent.repository.index import Index
 from node_agent.repository.keys import OpenedKey, add_key, lock_keys, open_master_key
-from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, OtherLock
+from node_agent.repository.lock import Lock, LockHolder, Locks, NoLock, Pause, sleeping
+from node_agent.repository.lock_others import OtherLock
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
@@ -188,7 +189,13 @@ class Repository:
 
     @contextlib.contextmanager
     def lock(
-        self, *, exclusive: bool = False, wait_s: float = 0, read_only_ok: bool = False, early: bool = False
+        self,
+        *,
+        exclusive: bool = False,
+        wait_s: float = 0,
+        read_only_ok: bool = False,
+        early: bool = False,
+        pause: Pause = sleeping,
     ) -> Iterator[Lock]:
         """Hold a lock, refreshed in the background. Raises RepositoryLocked, an ``early`` one perhaps when it settles.
 
@@ -201,7 +208,9 @@ class Repository:
                 hint="Leave out --no-lock: it is for reading, and for forget, prune and repair with --dry-run.",
             )
         try:
-            lock = NoLock() if self.lockless else self._locks.acquire(exclusive=exclusive, wait_s=wait_s, early=early)
+            lock: Lock = NoLock()
+            if not self.lockless:
+                lock = self._locks.acquire(exclusive=exclusive, wait_s=wait_s, early=early, pause=pause)
         except (BackendFull, BackendReadOnly):
             if not read_only_ok or exclusive:
                 raise

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 
-from node_agent.errors import RepositoryError, RepositoryLocked
+from node_agent.errors import RepositoryError
 from node_agent.protocol import RepositoryAccess
 from node_agent.repository.backend import Backend, open_backend
-from node_agent.repository.lock import Lock
+from node_agent.repository.lock import Lock, waiting
 from node_agent.repository.repository import Repository
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.throttle import ThrottledBackend
 
 LOCK_WAIT_S = 300.0
-_LOOK_AGAIN_S = 2.0
 _CREDENTIALS = {
     "access-key-id", "secret-access-key", "session-token", "password", "private-key", "account-key", "account-sas",
     "client-secret", "access-token", "service-account-key",
@@ -92,23 +90,8 @@ def _locked(
     early: bool = False,
 ) -> Lock:
     """Waits for other users of the repository, but never past a wish to stop."""
-    until = time.monotonic() + LOCK_WAIT_S
-    told = False
-    while True:
-        context.progress.check()
-        try:
-            return stack.enter_context(repo.lock(exclusive=exclusive, read_only_ok=read_only_ok, early=early))
-        except RepositoryLocked as error:
-            if time.monotonic() > until:
-                raise
-            if not told:
-                context.info(f"Waiting: {error.message}")
-                told = True
-        _wait(context, _LOOK_AGAIN_S)
-
-
-def _wait(context: TaskContext, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        context.progress.check()
-        time.sleep(0.1)
+    context.progress.check()
+    pause = waiting(context.progress, context.info)
+    return stack.enter_context(
+        repo.lock(exclusive=exclusive, wait_s=LOCK_WAIT_S, read_only_ok=read_only_ok, early=early, pause=pause)
+    )

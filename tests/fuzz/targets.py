@@ -203,7 +203,7 @@ class World:
     def lock(self, data: bytes) -> None:
         self.only(Kind.LOCK, data)
         locks = Locks(self.files, self.holder, NAME)
-        for other in locks.others():
+        for other in locks.others.read():
             assert other.who
         with contextlib.suppress(BrsError):
             locks.acquire(exclusive=True, settle_s=0).release()

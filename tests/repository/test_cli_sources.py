@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,13 @@ def backed_up(cli: Cli, tree: Path, *args: str) -> set[str]:
     restic(cli.repo, "backup", *args)
     assert ours == kept(cli)
     return {path.removeprefix(f"{tree}/") for path in ours if path.startswith(f"{tree}/")}
+
+
+def soon(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_patterns_that_ignore_case(cli: Cli, tree: Path, tmp_path: Path) -> None:
@@ -179,3 +189,33 @@ def test_the_time_of_a_snapshot_may_be_given(cli: Cli, tree: Path) -> None:
     cli.env["TZ"] = "UTC"
     assert cli.json("snapshots", "--tag", "old")[0]["time"].startswith("2020-02-29T")
     assert PASSWORD not in cli.run("snapshots").stdout.decode()
+
+
+QUIET = {
+    "it writes nothing more": 'echo a part; : > "$0"; exec sleep 1000',
+    "it closed its end and goes on": 'echo a part; exec >&-; : > "$0"; exec sleep 1000',
+}
+
+
+@pytest.mark.parametrize("said", QUIET.values(), ids=QUIET)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_quiet_is_stopped_at_once(
+    cli: Cli, tmp_path: Path, said: str, number: signal.Signals
+) -> None:
+    before, began = len(cli.json("snapshots")), tmp_path / "began"
+    process = cli.start("backup", "--stdin-from-command", "--", "sh", "-c", said, str(began))
+    soon(began.exists)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert len(cli.json("snapshots")) == before and not cli.run("list", "locks").stdout
+
+
+def test_a_quiet_standard_input_does_not_keep_a_backup_from_stopping(cli: Cli) -> None:
+    before = len(cli.json("snapshots"))
+    command = [sys.executable, "-m", "node_agent", "repo", "backup", "--stdin"]
+    with subprocess.Popen(command, env=cli.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        soon(lambda: any((cli.repo / "locks").iterdir()))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert len(cli.json("snapshots")) == before and not cli.run("list", "locks").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from node_agent.errors import RepositoryLocked, SourceError
 from node_agent.items import Extent, Issues
 from node_agent.progress import Progress
+from node_agent.repository.backend import Kind
 from node_agent.repository.files_browse import find_node
 from node_agent.repository.image import Ahead, Comparison, ImageBackup, backup_images
 from node_agent.repository.image_blocks import (
@@ -452,6 +454,27 @@ def test_what_went_before_an_early_locks_second_look_is_not_taken_for_stored(tmp
                 if path.is_file():
                     path.unlink()
         second = store_under(repo, lock, ImageBackup("d", disk))
+    assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
+    restic(tmp_path / "repo", "check", "--read-data")
+
+
+def test_a_parent_that_goes_while_an_early_lock_is_waited_for_is_not_built_upon(tmp_path: Path) -> None:
+    repo, disk = new_repo(tmp_path / "repo"), random_disk()
+    first = store(repo, disk)
+    disk.content[MIB] ^= 1
+    alone = {"time": "2026-01-01T00:00:00Z", "exclusive": True, "hostname": "other", "username": "eve", "pid": 1}
+
+    def pause(_why: RepositoryLocked, _seconds: float) -> None:  # who works alone forgets, prunes, and goes
+        for kind in ("snapshots", "index", "data", "locks"):
+            for path in (tmp_path / "repo" / kind).rglob("*"):
+                if path.is_file():
+                    path.unlink()
+
+    with repo.lock(early=True, wait_s=60, pause=pause) as lock:
+        repo.load_index()
+        repo.files.save(Kind.LOCK, json.dumps(alone).encode())
+        second = store_under(repo, lock, ImageBackup("d", disk, [Extent(MIB, 1)]), first.snapshot_id)
+    assert second.read_bytes == disk.size and second.parent_id is None
     assert bytes_of(repo, second.snapshot_id, tmp_path / "out") == disk.content
     restic(tmp_path / "repo", "check", "--read-data")
 

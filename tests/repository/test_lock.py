@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.errors import BackendError, BackendReadOnly, RepositoryLocked
+from node_agent.errors import BackendError, BackendReadOnly, Cancelled, RepositoryLocked
+from node_agent.progress import Progress
 from node_agent.repository import lock as lock_module
 from node_agent.repository.backend import Kind, open_backend
 from node_agent.repository.crypto import Key
-from node_agent.repository.lock import FENCE_S, LockHolder, Locks
+from node_agent.repository.lock import FENCE_S, LockHolder, Locks, waiting
 from node_agent.repository.lock_journal import LockJournal, boot_id, is_running, process_start
 from node_agent.repository.sealed import SealedFiles
 
@@ -346,3 +347,89 @@ def test_an_early_lock_is_of_no_use_once_the_second_look_finds_somebody_alone(fi
 def test_who_works_alone_is_never_early(files: SealedFiles) -> None:
     with _locks(files).acquire(exclusive=True, settle_s=0.01, early=True) as lock:
         assert lock.settles_in_s is None
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["without a journal", "with a journal"])
+def test_an_early_lock_that_met_somebody_is_taken_anew_as_long_as_its_user_would_wait(
+    files: SealedFiles, tmp_path: Path, journal: bool
+) -> None:
+    waits: list[str] = []
+    folder = tmp_path / "journal" if journal else None
+    locks = _locks(files, LockHolder.for_node("11112222-3333", folder))
+
+    def pause(why: RepositoryLocked, seconds: float) -> None:
+        assert 0 < seconds <= 60
+        assert _names(files) == {other}  # who works alone does not find us, and can go on
+        waits.append(why.message)
+        if len(waits) == 2:
+            files.backend.delete(Kind.LOCK, other)
+
+    with locks.acquire(exclusive=False, settle_s=0.01, early=True, wait_s=60, pause=pause) as lock:
+        first, other = lock.name, _foreign(files, age_s=0, exclusive=True)
+        lock.settle()
+        assert len(waits) == 2 and all("alone by eve@stranger" in why for why in waits)
+        assert first != lock.name and _names(files) == {lock.name}
+        if folder is not None:
+            assert [path.name for path in folder.rglob("*") if path.is_file()] == [lock.name]
+        lock.prove()
+        lock.refresh()
+        assert _names(files) == {lock.name}
+    assert not _names(files)
+
+
+def test_an_early_lock_that_waits_in_vain_is_lost_and_leaves_nothing(files: SealedFiles) -> None:
+    with _locks(files).acquire(exclusive=False, settle_s=0.01, early=True, wait_s=0.05) as lock:
+        other = _foreign(files, age_s=0, exclusive=True)
+        for look in (lock.settle, lock.check, lock.prove, lock.refresh, lock.settle):
+            with pytest.raises(RepositoryLocked, match="in use alone by eve@stranger"):
+                look()
+            assert _names(files) == {other}
+
+
+def test_who_waits_for_a_lock_can_be_told_to_stop(files: SealedFiles) -> None:
+    progress, told = Progress(), list[str]()
+    _foreign(files, age_s=0, exclusive=True)
+
+    def tell(text: str) -> None:
+        told.append(text)
+        progress.stop(Cancelled())
+
+    with pytest.raises(Cancelled):
+        _locks(files).acquire(exclusive=False, wait_s=3600, pause=waiting(progress, tell))
+    assert len(told) == 1 and "eve@stranger" in told[0]
+
+
+def test_a_lock_is_not_refreshed_while_it_is_taken_anew(files: SealedFiles) -> None:
+    """The refresher would take the withdrawn file for one that somebody removed."""
+    refreshed: list[threading.Thread] = []
+
+    def pause(_why: RepositoryLocked, _seconds: float) -> None:
+        refreshed.append(threading.Thread(target=lock.refresh))
+        refreshed[0].start()
+        files.backend.delete(Kind.LOCK, other)
+
+    with _locks(files).acquire(exclusive=False, settle_s=0.01, early=True, wait_s=60, pause=pause) as lock:
+        first, other = lock.name, _foreign(files, age_s=0, exclusive=True)
+        lock.settle()
+        refreshed[0].join()
+        lock.prove()
+        assert _names(files) == {lock.name} and lock.name != first
+
+
+def test_an_early_lock_and_one_who_works_alone_do_not_keep_each_other_out_for_ever(files: SealedFiles) -> None:
+    """Both store, both see the other at the second look, both withdraw: in the end each has had his turn."""
+    had, both = list[str](), threading.Barrier(2)
+
+    def alone() -> None:
+        both.wait()
+        with _locks(files).acquire(exclusive=True, settle_s=0.05, wait_s=120):
+            had.append("alone")
+
+    other = threading.Thread(target=alone)
+    other.start()
+    both.wait()
+    with _locks(files).acquire(exclusive=False, settle_s=0.05, early=True, wait_s=120) as lock:
+        lock.prove()
+        had.append("early")
+    other.join()
+    assert sorted(had) == ["alone", "early"] and not _names(files)
