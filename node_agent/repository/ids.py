@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import overload
 
 SIZE = 32
@@ -11,6 +12,7 @@ LARGE = 4096  # ids; shorter lists are quicker as a list
 
 _BEGIN = b'"content":["'
 _STEP = 2 * SIZE + 3  # an id in hex, and what stands between two: ","
+_PIECE = 2048  # ids that are made to JSON, or of it, at once
 
 
 class Ids(Sequence[bytes]):
@@ -68,9 +70,18 @@ class Ids(Sequence[bytes]):
         return at // SIZE if at >= 0 else -1
 
 
-def to_json(ids: Ids) -> str:
-    """As a JSON array of hex strings."""
-    return '["' + ids.raw.hex(",", SIZE).replace(",", '","') + '"]' if ids.raw else "[]"
+def to_json(ids: Ids) -> Iterator[bytes]:
+    """The parts of a JSON array of hex strings: all of them at once would be there three times while they are made."""
+    raw = ids.raw
+    if not raw:
+        yield b"[]"
+        return
+    between = b'["'
+    for start in range(0, len(raw), _PIECE * SIZE):
+        piece = binascii.hexlify(raw[start : start + _PIECE * SIZE], ",", SIZE)
+        yield between + piece.replace(b",", b'","')
+        between = b'","'
+    yield b'"]'
 
 
 def lift(tree: bytes) -> tuple[bytes, list[Ids]]:
@@ -97,14 +108,21 @@ def lift(tree: bytes) -> tuple[bytes, list[Ids]]:
 
 
 def _from_json(tree: bytes, first: int, end: int) -> Ids | None:
-    text = tree[first:end]
-    between = (len(text) + 3) // _STEP - 1
-    if (len(text) + 3) % _STEP or any(
-        text[at::_STEP] != mark * between for at, mark in ((2 * SIZE, b'"'), (2 * SIZE + 1, b","), (2 * SIZE + 2, b'"'))
-    ):
+    """In pieces, so that little more is in memory than the list itself."""
+    if (end - first + 3) % _STEP:
         return None
-    try:
-        raw = binascii.unhexlify(text.translate(None, b'",'))
-    except ValueError:
-        return None
-    return Ids(raw) if len(raw) == (between + 1) * SIZE else None
+    raw = BytesIO()
+    for start in range(first, end, _PIECE * _STEP):
+        text = tree[start : min(end, start + _PIECE * _STEP)]
+        count = (len(text) + 3) // _STEP
+        between = count if start + len(text) < end else count - 1  # after each but the last of all
+        if any(text[2 * SIZE + at :: _STEP] != mark * between for at, mark in enumerate((b'"', b",", b'"'))):
+            return None
+        try:
+            ids = binascii.unhexlify(text.translate(None, b'",'))
+        except ValueError:
+            return None
+        if len(ids) != count * SIZE:
+            return None
+        raw.write(ids)
+    return Ids(raw.getvalue())

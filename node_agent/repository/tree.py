@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import BytesIO
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +66,7 @@ _SMALL = 1 << 31
 _TEXTS = ("type", "user", "group", "error")
 _ZERO = repeat(0)
 _EMPTY = repeat("")
+_HERE = "\0"  # no encoded field has one
 _LARGE = 256 << 10  # bytes of JSON: only a tree with a long list of ids, or very many entries, has so many
 _HTML = re.compile("[<>&\u2028\u2029]")
 
@@ -147,13 +149,32 @@ def encode_tree(nodes: Iterable[Node | EncodedNode]) -> bytes:
     for before, after in pairwise(ordered):
         if before.name == after.name:
             raise ValueError(f"the name {before.name!r} occurs twice")
-    encoded = [node.json if isinstance(node, EncodedNode) else encode_node(node) for node in ordered]
-    return b'{"nodes":[' + b",".join(encoded) + b"]}\n"
+    out = BytesIO()  # gives what it has gathered without a copy
+    out.write(b'{"nodes":[')
+    for number, node in enumerate(ordered):
+        if number:
+            out.write(b",")
+        out.writelines((node.json,) if isinstance(node, EncodedNode) else _encoded(node))
+    out.write(b"]}\n")
+    return out.getvalue()
 
 
 def encode_node(node: Node) -> bytes:
     """One entry as it stands in a tree. Raises ValueError for a name that no directory can hold."""
-    return _encode_node(node).encode("utf-8", "replace")
+    return b"".join(_encoded(node))
+
+
+def _encoded(node: Node) -> Iterable[bytes]:
+    if node.type == FILE and type(node.content) is Ids:  # isinstance would ask an abstract class
+        return _encode_large(node, node.content)
+    return (_encode_node(node, _encode_content(node)).encode("utf-8", "replace"),)
+
+
+def _encode_large(node: Node, ids: Ids) -> Iterator[bytes]:
+    before, _, after = _encode_node(node, _HERE).partition(_HERE)
+    yield before.encode("utf-8", "replace")
+    yield from to_json(ids)
+    yield after.encode("utf-8", "replace")
 
 
 def decode_tree(content: bytes) -> list[Node]:
@@ -189,7 +210,7 @@ def walk(repo: Repository, tree_id: bytes, prefix: bytes = b"") -> Iterator[tupl
             stack.append((path, iter(load_tree(repo, node.subtree))))
 
 
-def _encode_node(node: Node) -> str:
+def _encode_node(node: Node, content: str) -> str:
     """Once for each file of a backup: what many have in common is made once, what few have is looked for once."""
     mtime = format_ns(node.mtime)
     atime = mtime if node.atime == node.mtime else format_ns(node.atime)
@@ -200,7 +221,7 @@ def _encode_node(node: Node) -> str:
         f',"mtime":"{mtime}","atime":"{atime}","ctime":"{ctime}",{_owners(node.uid, node.gid, node.user, node.group)}'
         f"{_field('inode', node.inode)}{_device_id(node.device_id)}"
         f"{_field('size', node.size)}{_field('links', node.links)}"
-        f'{_encode_rare(node) if rare else ""},"content":{_encode_content(node)}{_encode_tail(node)}}}'
+        f'{_encode_rare(node) if rare else ""},"content":{content}{_encode_tail(node)}}}'
     )
 
 
@@ -227,8 +248,6 @@ def _encode_content(node: Node) -> str:
     if node.type != FILE:
         return "null"
     content = node.content
-    if type(content) is Ids:  # isinstance would ask an abstract class
-        return to_json(content)
     return '["' + '","'.join(map(bytes.hex, content)) + '"]' if content else "[]"  # null: restic's check fails
 
 

@@ -52,6 +52,14 @@ def test_a_long_list_comes_back_as_it_was(content: list[bytes] | Ids) -> None:
     assert json.loads(blob)["nodes"][1]["content"] == [blob_id.hex() for blob_id in MANY]
 
 
+@pytest.mark.parametrize("more", [1, 2047, 2048, 2049])
+def test_lists_end_anywhere_in_a_piece(more: int) -> None:
+    ids = (MANY + MANY)[: LARGE + more]
+    blob = encode_tree([Node(b"n", "file", content=Ids.of(ids))])
+    assert blob == encode_tree([Node(b"n", "file", content=ids)])
+    assert decode_tree(blob)[0].content == ids
+
+
 @given(st.integers(0, 67 * LARGE + 67), st.sampled_from([b"x", b"A", b" ", b'"', b"\\", b"]"]))
 def test_a_list_that_is_not_quite_one_is_judged_as_json_is(place: int, byte: bytes) -> None:
     text = bytearray(
