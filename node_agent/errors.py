@@ -145,6 +145,15 @@ class RepositoryLocked(RepositoryError):
     default_hint = "Wait until the other program has ended; a lock left behind ends by itself after 30 minutes."
 
 
+class SnapshotsMissing(RepositoryError):
+    code = "snapshots-missing"
+    default_message = "Snapshots that should be in the repository are missing."
+    default_hint = (
+        "Somebody removed them past BRS, or the store did not list them; what they hold may still be there. Find out"
+        " why before space is reclaimed. If they are not to come back, delete their restore points from the catalogue."
+    )
+
+
 class RepositoryUnsupported(RepositoryError):
     code = "repository-unsupported"
     default_message = "This repository's format is not supported for this operation."

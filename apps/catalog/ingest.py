@@ -89,6 +89,15 @@ def parent_of(workload_id: UUID, repository: Repository) -> Parent | None:
     return Parent(snapshot_id=copy.snapshot_id, tree_id=copy.tree_id) if copy else None
 
 
+def expected_in(repository: Repository) -> list[str]:
+    """Snapshots that the catalogue counts on, those included that were missed when it was last verified: as long as
+    nobody has deleted their points, what they hold is not to be thrown away.
+    """
+    copies = PointCopy.objects.filter(repository=repository)
+    copies = copies.exclude(state__in=[CopyState.EXPIRING, CopyState.EXPIRED])
+    return list(copies.order_by("snapshot_id").values_list("snapshot_id", flat=True))
+
+
 # --- leaving ----------------------------------------------------------------------------------------
 
 

@@ -205,6 +205,7 @@ class PruneSpec(Wire):
     kind: Literal[TaskKind.PRUNE] = TaskKind.PRUNE
     repository: RepositoryAccess
     max_duration_s: float = Field(default=0, ge=0)  # of rewriting; what is left is for the next time
+    expected: list[str] = []  # snapshots that must be there, or nothing is removed
 
 
 Spec = Annotated[

@@ -30,7 +30,7 @@ from math import inf
 from operator import itemgetter
 from typing import Any
 
-from node_agent.errors import DamagedError, RepositoryLocked
+from node_agent.errors import DamagedError, RepositoryLocked, SnapshotsMissing
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.immutable import packs_of_locked_indexes
@@ -60,6 +60,7 @@ class PruneOptions:
     max_duration_s: float | None = None  # of rewriting; what is not reached stays for the next prune
     dry_run: bool = False
     wait_s: float = 0  # for the lock of the second phase
+    expected: frozenset[str] = frozenset()  # snapshots that must be there, or nothing is removed
 
 
 @dataclass(slots=True)
@@ -174,7 +175,9 @@ class _Prune:
 
     def _walk_snapshots(self, stretch: tuple[float, float]) -> bool:
         """Returns whether there were any that had not been walked."""
-        trees = {snapshot.tree for snapshot in list_snapshots(self.repo)} - self._walked
+        snapshots = list_snapshots(self.repo)
+        self._refuse_missing({snapshot.id for snapshot in snapshots})
+        trees = {snapshot.tree for snapshot in snapshots} - self._walked
         self.progress.begin("prune: snapshots", stretch, total_files=len(trees))
         reader = BlobReader(self.repo.files, self.index)
         # Together they cost fewer requests, one by one they can be counted.
@@ -183,6 +186,15 @@ class _Prune:
             self.progress.add(done_files=len(some))
         self._walked |= trees
         return bool(trees)
+
+    def _refuse_missing(self, there: set[str]) -> None:
+        missing = sorted(self.options.expected - there)
+        if missing:
+            shown = ", ".join(name[:8] for name in missing[:5]) + (" …" if len(missing) > 5 else "")
+            raise SnapshotsMissing(
+                f"{len(missing)} of {len(self.options.expected)} snapshots that should be in the repository are"
+                f" missing ({shown}). Nothing was removed."
+            )
 
     # --- beside others ---
 

@@ -13,7 +13,9 @@ MIB = 1 << 20
 
 def run(context: TaskContext, spec: PruneSpec) -> PruneResult:
     context.phase("prune")
-    options = PruneOptions(max_duration_s=spec.max_duration_s or None, wait_s=LOCK_WAIT_S)
+    options = PruneOptions(
+        max_duration_s=spec.max_duration_s or None, wait_s=LOCK_WAIT_S, expected=frozenset(spec.expected)
+    )
     with opened(context, spec.repository) as repo:
         done = prune(repo, options, progress=context.progress)
         stored = sum(info.size for info in repo.backend.list(Kind.PACK))

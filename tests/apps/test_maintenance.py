@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.utils import timezone
 
-from apps.catalog.models import CopyState, PointCopy
+from apps.catalog.models import CopyState, PointCopy, RestorePoint
 from apps.errors import Conflict, Denied
 from apps.iam.models import AuditEvent
 from apps.inventory.models import Destination, Repository
@@ -122,6 +123,26 @@ def test_what_a_prune_freed_is_kept_with_the_repository(world, repository):
     assert job.state == State.SUCCEEDED
     shown = person(world.viewer).get(f"jobs/{job.pk}/").json()
     assert shown["tasks"][0]["outcome"]["freed_bytes"] == 5000
+
+
+def test_a_prune_is_told_what_must_be_there_when_it_is_handed_out(world, repository):
+    requests.prune(world.admin, repository)
+    copies = list(PointCopy.objects.filter(repository=repository).order_by("snapshot_id"))
+    point = copies[0].point
+    for number, state in enumerate(CopyState):
+        PointCopy.objects.create(
+            point=RestorePoint.objects.create(
+                tenant=point.tenant, workload=point.workload, task=uuid.uuid4(), taken_at=point.taken_at
+            ),
+            repository=repository,
+            snapshot_id=f"{number}" * 64,
+            tree_id="f" * 64,
+            state=state,
+        )
+    told = ActingNode(world.alpha.node).take().spec.expected
+    counted = PointCopy.objects.filter(repository=repository, state__in=["present", "missing", "damaged"])
+    assert len(told) == len(copies) + 3
+    assert told == sorted(counted.values_list("snapshot_id", flat=True))
 
 
 def verified(world, repository, **facts) -> Job:

@@ -48,6 +48,21 @@ def test_what_was_forgotten_is_given_back_and_told(
     assert second[:8] in restic(enrolled, "snapshots").stdout
 
 
+def test_a_prune_beside_which_a_snapshot_vanished_removes_nothing_and_says_which(
+    server: ServerDouble, enrolled: Place, start: Start, dice: random.Random
+) -> None:
+    start()
+    snapshot = backed_up(server, enrolled, dice)
+    before = packs(enrolled)
+    (enrolled.repository / "snapshots" / snapshot).unlink()
+    task = server.add(PruneSpec(repository=enrolled.access(), expected=[snapshot]))
+    error = server.wait(task).failure
+    assert error is not None
+    assert (error.code, snapshot[:8] in error.message) == ("snapshots-missing", True)
+    assert "Find out why" in error.hint
+    assert packs(enrolled) == before
+
+
 def test_a_share_rolls_over_all_data_and_the_debt_goes_to_nothing(
     server: ServerDouble, enrolled: Place, start: Start, dice: random.Random
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from zstandard import ZstdCompressor
 
-from node_agent.errors import Cancelled, DamagedError, RepositoryLocked
+from node_agent.errors import Cancelled, DamagedError, RepositoryLocked, SnapshotsMissing
 from node_agent.progress import Progress
 from node_agent.repository import pack as pack_module
 from node_agent.repository import repack
@@ -124,6 +124,32 @@ def test_needed_data_that_is_damaged_ends_a_rewrite_with_nothing_removed(folder:
     with pytest.raises(DamagedError, match=place.pack):
         prune(repo)
     assert set(before) <= set(stored(folder, "data"))
+
+
+def test_nothing_is_removed_while_a_snapshot_is_missed(folder: Path) -> None:
+    """Somebody else removed it, or the store does not list it: what it holds may be wanted back."""
+    (there,) = list_snapshots(open_repo(folder))
+    before = stored(folder, "data") + stored(folder, "index")
+    with pytest.raises(SnapshotsMissing, match=r"^1 of 2 snapshots .* \(aaaaaaaa\)\. Nothing was removed\.$"):
+        prune(open_repo(folder), PruneOptions(expected=frozenset([there.id, "a" * 64])))
+    assert stored(folder, "data") + stored(folder, "index") == before
+    assert prune(open_repo(folder), PruneOptions(expected=frozenset([there.id]))).removed_packs
+
+
+def test_a_snapshot_that_goes_while_space_is_reclaimed_is_missed_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (there,) = list_snapshots(open_repo(folder))
+    look_again, before = _Prune._look_again, set(stored(folder, "data"))
+
+    def gone_first(self: _Prune, files: set[str]) -> None:
+        (folder / "snapshots" / there.id).unlink()
+        look_again(self, files)
+
+    monkeypatch.setattr(_Prune, "_look_again", gone_first)
+    with pytest.raises(SnapshotsMissing):
+        prune(open_repo(folder), PruneOptions(expected=frozenset([there.id])))
+    assert before <= set(stored(folder, "data"))
 
 
 def _harm(folder: Path, name: str, position: int) -> None:

@@ -232,6 +232,8 @@ def _spec(task: Task) -> Any:
         if task.kind in WITH_PARENT and not task.spec.get("full"):
             # Chosen now, not when the job was made: what was newest then may have expired since.
             told["parent"] = ingest.parent_of(task.job.workload_id, task.repository)
+        if task.kind == TaskKind.PRUNE:
+            told["expected"] = ingest.expected_in(task.repository)
     elif task.kind == TaskKind.PROBE and task.job.destination is not None:
         told["options"] = stores.told(task.job.destination)
     if (platform := _platform(task)) is not None:
