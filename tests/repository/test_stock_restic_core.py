@@ -15,7 +15,7 @@ from node_agent.progress import Progress
 from node_agent.repository.check import check
 from node_agent.repository.lock import LockHolder
 from node_agent.repository.repository import BlobKind, Repository
-from node_agent.repository.snapshot import find_snapshot, list_snapshots, new_snapshot, save_snapshot
+from node_agent.repository.snapshot import find_snapshot, list_snapshots, new_snapshot, remove_snapshot, save_snapshot
 from node_agent.repository.tree import Node, encode_tree, go_mode, load_tree, walk
 from tests.repository.core_world import JUDGES, NOON, PASSWORD, make_snapshot, new_repo, open_repo, restic, stored
 
@@ -222,3 +222,14 @@ def test_a_key_that_stock_restic_added_opens_and_ours_opens_for_it(tmp_path: Pat
 
     for password in (PASSWORD, "ours too", "theirs"):
         assert Repository.open(open_backend(str(tmp_path / "repo")), password).id == repo.id
+
+
+def test_what_a_removed_snapshot_held_is_found_again_by_stock_restic(tmp_path: Path) -> None:
+    repo = new_repo(tmp_path / "repo")
+    with repo.lock(exclusive=True) as lock:
+        make_snapshot(repo, lock, {b"stays": [b"here" * 1000]})
+        gone = make_snapshot(repo, lock, {b"wanted": [b"back" * 1000]})
+        remove_snapshot(repo, gone.id)
+    restic(tmp_path / "repo", "recover")
+    restic(tmp_path / "repo", "restore", "latest", "--target", str(tmp_path / "found"))
+    assert [path.read_bytes() for path in (tmp_path / "found").rglob("wanted")] == [b"back" * 1000]
