@@ -15,7 +15,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 
@@ -29,6 +29,7 @@ from node_agent.repository.zeros import is_zero_id
 CACHE_BYTES = 64 << 20
 AHEAD_BYTES = 12 << 20  # at most a quarter of the cache
 WORKERS = 3
+TOGETHER_BYTES = 1 << 20  # of neighbours that are fetched at once
 _LOOKED_UP = 4096  # ids
 
 
@@ -52,8 +53,44 @@ class BlobCache:
             loading = self._loading.get(blob_id)
             if loading is None:
                 mine = self._loading[blob_id] = Future()
-        if loading is not None:
-            return loading.result()
+        return loading.result() if loading is not None else self._settle(blob_id, mine, load)
+
+    def fill(
+        self,
+        ids: Sequence[bytes],
+        load_together: Callable[[Sequence[bytes]], Mapping[bytes, bytes]],
+        load: Callable[[bytes], bytes],
+    ) -> None:
+        """Load those that are neither here nor on their way, together; what fails then, one by one."""
+        with self._lock:
+            lacking = [one for one in dict.fromkeys(ids) if one not in self._blobs and one not in self._loading]
+            mine: dict[bytes, Future[bytes]] = {blob_id: Future() for blob_id in lacking}
+            self._loading |= mine
+        found: Mapping[bytes, bytes] = {}
+        broken: list[BaseException] = []
+        try:
+            found = load_together(lacking) if lacking else {}
+        except BrsError:
+            pass  # which of them it concerns is seen one by one
+        except BaseException as error:
+            broken.append(error)
+
+        def content(blob_id: bytes) -> bytes:
+            if broken:
+                raise broken[0]
+            return found[blob_id] if blob_id in found else load(blob_id)
+
+        for blob_id, future in mine.items():  # all of them, whatever happens: somebody may wait
+            try:
+                self._settle(blob_id, future, content)
+            except BrsError:
+                continue  # not kept, so whoever reads this range meets it again
+            except BaseException as error:
+                broken.append(error)
+        if broken:
+            raise broken[0]
+
+    def _settle(self, blob_id: bytes, mine: Future[bytes], load: Callable[[bytes], bytes]) -> bytes:
         try:
             content = load(blob_id)
         except BaseException as error:
@@ -64,11 +101,6 @@ class BlobCache:
         self._keep(blob_id, content)
         mine.set_result(content)
         return content
-
-    def lacks(self, blob_id: bytes) -> bool:
-        """Neither here nor on its way."""
-        with self._lock:
-            return blob_id not in self._blobs and blob_id not in self._loading
 
     def _keep(self, blob_id: bytes, content: bytes) -> None:
         with self._lock:
@@ -111,15 +143,12 @@ class RandomAccess:
     def blob(self, blob_id: bytes) -> bytes:
         return self.cache.get(blob_id, self._load)
 
-    def prefetch(self, blob_id: bytes) -> None:
-        if self.cache.lacks(blob_id):
-            self._pool.submit(self._load_ahead, blob_id)
+    def prefetch(self, ids: Sequence[bytes]) -> None:
+        """Neighbours, which are best read at once: small blobs one by one cost a request each."""
+        self._pool.submit(self.cache.fill, ids, self._load_together, self._load)
 
-    def _load_ahead(self, blob_id: bytes) -> None:
-        try:
-            self.blob(blob_id)
-        except BrsError:
-            return  # not kept, so whoever reads this range meets it again
+    def _load_together(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        return self._repo.load_together(BlobKind.DATA, ids)
 
     def _load(self, blob_id: bytes) -> bytes:
         generation = self._generation
@@ -175,6 +204,7 @@ class OpenFile:
         self._ids = ids
         self._ends = ends
         self._ahead = ahead
+        self._together = min(TOGETHER_BYTES, ahead // WORKERS)
         self._expected = 0  # where a sequential reader goes on
         self._fetched = 0  # blobs before this one were asked for ahead
 
@@ -200,7 +230,7 @@ class OpenFile:
     def _pieces(self, number: int, offset: int, end: int) -> Iterator[bytes]:
         while offset < end:
             stop = min(end, self._ends[number])
-            start = self._ends[number - 1] if number else 0
+            start = self._start(number)
             if stop > offset:  # a blob may be empty
                 yield self._piece(number, start, offset, stop)
             offset, number = stop, number + 1
@@ -220,12 +250,25 @@ class OpenFile:
         return content[offset - start : stop - start]
 
     def _read_ahead(self, number: int, end: int) -> None:
-        """Have the blobs fetched that follow, but not those that were asked for already."""
-        limit = end + self._ahead
+        """Have the blobs fetched that follow, but not those that were asked for already; no few at a time."""
+        limit = min(self.size, end + self._ahead)
         following = max(number, self._fetched)
-        while following < len(self._ends) and (self._ends[following - 1] if following else 0) < limit:
-            start = self._ends[following - 1] if following else 0
-            if not is_zero_id(self._ids[following], self._ends[following] - start):
-                self._access.prefetch(self._ids[following])
+        if limit < self.size and limit < self._start(following) + self._together:
+            return
+        neighbours: list[bytes] = []
+        size = 0
+        while following < len(self._ends) and (start := self._start(following)) < limit:
+            length = self._ends[following] - start
+            if neighbours and size + length > self._together:
+                self._access.prefetch(neighbours)
+                neighbours, size = [], 0
+            if not is_zero_id(self._ids[following], length):
+                neighbours.append(self._ids[following])
+                size += length
             following += 1
+        if neighbours:
+            self._access.prefetch(neighbours)
         self._fetched = following
+
+    def _start(self, number: int) -> int:
+        return self._ends[number - 1] if number else 0

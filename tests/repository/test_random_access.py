@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from node_agent.drivers.image import open_image
 from node_agent.errors import DamagedError, SourceError
+from node_agent.repository.backend import Kind
+from node_agent.repository.backend.local import LocalBackend
+from node_agent.repository.image import ImageBackup
 from node_agent.repository.pack import BlobKind
 from node_agent.repository.random_access import BlobCache, OpenFile, RandomAccess
 from node_agent.repository.repository import Repository
 from tests.repository.core_world import flip, new_repo, open_repo, stored
-from tests.repository.data_world import MIB, back_up
+from tests.repository.data_world import MIB, back_up, back_up_images
 
 CONTENT = os.urandom(3 * MIB + 5) + bytes(6 * MIB) + b"x" * (2 * MIB) + os.urandom(4 * MIB + 777)
 
@@ -148,7 +152,6 @@ def test_a_load_that_failed_is_tried_anew() -> None:
 
     with pytest.raises(DamagedError):
         cache.get(b"id", fail)
-    assert cache.lacks(b"id")
     assert cache.get(b"id", lambda blob_id: b"now") == b"now"
 
 
@@ -156,7 +159,80 @@ def test_what_was_used_last_stays_in_the_cache() -> None:
     cache = BlobCache(10)
     for blob_id in (b"a", b"b", b"a", b"c"):
         cache.get(blob_id, lambda blob_id: blob_id * 5)
-    assert (cache.lacks(b"a"), cache.lacks(b"b"), cache.lacks(b"c"), cache.size) == (False, True, False, 10)
+    asked: list[bytes] = []
+    cache.fill([b"a", b"b", b"c", b"b"], lambda ids: asked.extend(ids) or {b"b": b"b" * 5}, lambda blob_id: blob_id)
+    assert (asked, cache.size) == ([b"b"], 10)
+
+
+def test_of_neighbours_one_of_which_is_lost_the_others_are_kept() -> None:
+    cache = BlobCache(100)
+
+    def together(ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        raise DamagedError("one of them")
+
+    def alone(blob_id: bytes) -> bytes:
+        if blob_id == b"lost":
+            raise DamagedError("this one")
+        return blob_id * 2
+
+    cache.fill([b"a", b"lost", b"b"], together, alone)
+    assert [cache.get(one, lambda _: b"anew") for one in (b"a", b"lost", b"b")] == [b"aa", b"anew", b"bb"]
+
+
+def test_who_waits_for_neighbours_is_told_when_their_load_breaks() -> None:
+    cache = BlobCache(100)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def together(ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        begun.set()
+        assert go_on.wait(20)
+        raise MemoryError
+
+    def alone(blob_id: bytes) -> bytes:
+        raise MemoryError
+
+    def fill() -> None:
+        with pytest.raises(MemoryError):
+            cache.fill([b"a", b"b"], together, alone)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    assert begun.wait(20)
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            cache.get(b"b", lambda _: b"never asked")
+        except MemoryError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    go_on.set()
+    waiting.join(20)
+    filling.join(20)
+    assert not waiting.is_alive() and not filling.is_alive()
+
+
+def test_a_sequential_reader_costs_a_request_for_each_megabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(8 * MIB)
+    repo = new_repo(tmp_path / "repo")
+    (tmp_path / "disk").write_bytes(data)
+    with open_image(tmp_path / "disk", format="raw") as source:
+        snapshot = back_up_images(repo, ImageBackup("sda", source)).snapshot_id
+    asked: list[int] = []
+    get = LocalBackend.get
+
+    def counted(self: LocalBackend, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if kind is Kind.PACK:
+            asked.append(length or 0)
+        return get(self, kind, name, offset, length)
+
+    with RandomAccess(repo) as access:
+        disk = access.open(snapshot, b"/disks/sda.raw")
+        monkeypatch.setattr(LocalBackend, "get", counted)
+        assert b"".join(disk.read(at, 128 << 10) for at in range(0, len(data), 128 << 10)) == data
+    assert len(asked) <= 8 + 4, asked  # what the reader meets first it may fetch by itself
 
 
 def test_packs_that_a_prune_replaced_are_found_anew(tmp_path: Path) -> None:
