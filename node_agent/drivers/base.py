@@ -120,6 +120,8 @@ class Machine:
     ``vm.json`` first of all; no secrets in clear but what the machine cannot be recreated without (they are encrypted
     with everything else). ``left_out``: what belongs to the machine and is not protected; each makes the point partial.
 
+    ``kept``: what stays on the platform once the point is acknowledged, by its names there.
+
     ``acknowledge`` is called once when the snapshot is in the repository: only then the tracked state of the
     point before may be dropped. Without it, leaving ``open`` drops what this run made, and nothing else.
     """
@@ -131,6 +133,7 @@ class Machine:
     acknowledge: Callable[[], None]
     left_out: Sequence[Issue] = ()
     notes: Sequence[Issue] = ()  # worth telling, such as why everything is read; nothing is missing
+    kept: Sequence[str] = ()
 
 
 class Driver(ABC):
@@ -163,7 +166,9 @@ class FoundDisk:
 
 @dataclass(frozen=True, slots=True)
 class FoundMachine:
-    """One machine as it is now. ``id`` stays, whatever the machine is called: a VM's UUID, or fsid/pool/image id."""
+    """One machine as it is now. ``id`` stays, whatever the machine is called: a VM's UUID, or fsid/pool/image id.
+
+    ``traces``: what backups keep at it, whoever's they are, by the owner in the names; None: nobody has looked."""
 
     id: str
     name: str
@@ -173,6 +178,7 @@ class FoundMachine:
     project: str = ""
     host: str = ""  # of several: the address of the one it lies on
     summary: Mapping[str, str] = field(default_factory=dict)  # few, short, for people
+    traces: Mapping[str, Sequence[str]] | None = None
 
 
 class Freeze(StrEnum):
@@ -263,8 +269,9 @@ class MachinePlatform(ABC):
         """A connection test, check by check as they are made. Never raises for what is wrong: it says so."""
 
     @abstractmethod
-    def discover(self) -> Iterator[FoundMachine | Issue]:
-        """What there is. An issue for a host that could not be asked: its machines are then not known to be gone."""
+    def discover(self, *, thorough: bool = False) -> Iterator[FoundMachine | Issue]:
+        """What there is. An issue for a host that could not be asked: its machines are then not known to be gone.
+        ``thorough``: traces are looked for also where asking leaves a word in the platform's log."""
 
     def around(
         self, _wanted: MachineRequest, _before: str, _after: str, _limit_s: int, _check: Callable[[], None], /
@@ -276,6 +283,12 @@ class MachinePlatform(ABC):
     @abstractmethod
     def open(self, wanted: MachineRequest, previous: Previous | None) -> AbstractContextManager[Machine]:
         """``previous``: what may be built upon; None: everything is read. SourceMissing when the machine is gone."""
+
+    @abstractmethod
+    def remove_traces(self, wanted: MachineRequest, *, bitmaps: bool, snapshots: bool) -> list[str]:
+        """Remove what backups of this mark keep at the machine, whatever else is there; the names of what was there.
+        Doing it again does no harm. ``bitmaps`` are a hypervisor's own (checkpoints too), ``snapshots`` those in a
+        storage cluster. SourceMissing when the machine is gone; what cannot be removed is an error."""
 
     @abstractmethod
     def restore(

@@ -29,6 +29,7 @@ Both sides import this module, so that they cannot drift. Rules of the wire:
 
 from __future__ import annotations
 
+from node_agent.items import owner_of
 from node_agent.protocol.host_keys import fingerprint
 from node_agent.protocol.kinds import (
     LEASE_CLASS,
@@ -45,6 +46,9 @@ from node_agent.protocol.leases import LeasedTask, LeaseReply, LeaseRequest
 from node_agent.protocol.lists import (
     FOUND_MOST,
     FOUND_PIECE,
+    KEPT_LONGEST,
+    KEPT_MOST,
+    TRACES_MOST,
     DirectoriesMissing,
     DirectoriesReport,
     DirectoriesWanted,
@@ -53,6 +57,7 @@ from node_agent.protocol.lists import (
     Entry,
     FoundReport,
     MachineFacts,
+    TraceFacts,
 )
 from node_agent.protocol.reports import (
     BackupResult,
@@ -75,6 +80,7 @@ from node_agent.protocol.reports import (
     ProgressReport,
     PruneResult,
     ReleaseReport,
+    RemoveTracesResult,
     RestoreResult,
     Result,
     VerifyResult,
@@ -95,6 +101,7 @@ from node_agent.protocol.specs import (
     PlatformAccess,
     ProbeSpec,
     PruneSpec,
+    RemoveTracesSpec,
     RepositoryAccess,
     RestoreSpec,
     RestoreTarget,
@@ -120,11 +127,14 @@ __all__ = [
     "BODY_BYTES",
     "FOUND_MOST",
     "FOUND_PIECE",
+    "KEPT_LONGEST",
+    "KEPT_MOST",
     "LEASE_CLASS",
     "LEASE_TOKEN_HEADER",
     "LIST_KEEP",
     "PIECE_BYTES",
     "PREFIX",
+    "TRACES_MOST",
     "Ack",
     "BackupResult",
     "BackupSource",
@@ -178,6 +188,8 @@ __all__ = [
     "PruneResult",
     "PruneSpec",
     "ReleaseReport",
+    "RemoveTracesResult",
+    "RemoveTracesSpec",
     "RepositoryAccess",
     "RestoreResult",
     "RestoreSpec",
@@ -188,9 +200,11 @@ __all__ = [
     "TaskKind",
     "TokenReply",
     "TokenRequest",
+    "TraceFacts",
     "VerifyResult",
     "VerifySpec",
     "Wire",
     "burdened",
     "fingerprint",
+    "owner_of",
 ]

@@ -26,6 +26,7 @@ class TaskKind(StrEnum):
     FORGET = "forget"  # remove snapshots from a repository
     VERIFY = "verify"  # check a repository
     PRUNE = "prune"  # give the space of removed snapshots back
+    REMOVE_TRACES = "remove-traces"  # what backups of a machine keep on its platform
 
 
 class LeaseClass(StrEnum):
@@ -35,7 +36,8 @@ class LeaseClass(StrEnum):
 
 LEASE_CLASS: dict[TaskKind, LeaseClass] = {
     kind: LeaseClass.EXCLUSIVE
-    if kind in {TaskKind.INIT, TaskKind.RESTORE, TaskKind.IMPORT, TaskKind.FORGET, TaskKind.PRUNE}
+    if kind
+    in {TaskKind.INIT, TaskKind.RESTORE, TaskKind.IMPORT, TaskKind.FORGET, TaskKind.PRUNE, TaskKind.REMOVE_TRACES}
     else LeaseClass.APPEND
     for kind in TaskKind
 }

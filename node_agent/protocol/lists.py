@@ -52,6 +52,18 @@ class DiskFacts(Wire):
     why_left_out: str = Field(default="", max_length=300)
 
 
+TRACES_MOST = 100  # owners at one machine
+KEPT_MOST = 300  # names of one owner at one machine
+KEPT_LONGEST = 500
+
+
+class TraceFacts(Wire):
+    """What backups keep at a machine: names there, all of one owner (a repository's mark, or ``owner_of`` it)."""
+
+    owner: str = Field(pattern=r"^[0-9a-f]{8}$")
+    names: list[str] = Field(max_length=KEPT_MOST)
+
+
 class MachineFacts(Wire):
     """One machine that a platform has now."""
 
@@ -63,6 +75,7 @@ class MachineFacts(Wire):
     project: str = Field(default="", max_length=200)
     host: str = Field(default="", max_length=300)
     summary: dict[str, str] = Field(default={}, max_length=40)
+    traces: list[TraceFacts] | None = Field(default=None, max_length=TRACES_MOST)  # None: nobody has looked
 
 
 class FoundReport(Wire):

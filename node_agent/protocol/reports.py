@@ -94,6 +94,7 @@ class BackupResult(Placed):
     files: int
     started_age_s: float  # how long before this report the data's instant was
     block_size: int = 0
+    kept: list[str] | None = Field(default=None, max_length=300)  # on the platform, for the next one; None: not known
 
 
 class InitResult(Placed):
@@ -164,6 +165,12 @@ class DiscoverResult(Wire):
     problems: list[str] = Field(default=[], max_length=100)
 
 
+class RemoveTracesResult(Wire):
+    kind: Literal["remove-traces"] = "remove-traces"
+    removed: list[str] = Field(default=[], max_length=LIST_KEEP)
+    gone: bool = False  # the machine is; what it kept went with it
+
+
 class DoneResult(Wire):
     kind: Literal["done"] = "done"  # browse: the lists were sent on the way
 
@@ -179,6 +186,7 @@ Result = Annotated[
     | PruneResult
     | ProbeResult
     | DiscoverResult
+    | RemoveTracesResult
     | DoneResult,
     Field(discriminator="kind"),
 ]

@@ -73,6 +73,7 @@ class DiscoverSpec(Wire):
 
     kind: Literal[TaskKind.DISCOVER] = TaskKind.DISCOVER
     platform: PlatformAccess
+    thorough: bool = False  # running machines are asked for what they keep, too; that leaves a word in libvirt's log
 
 
 class MachineSource(Wire):
@@ -208,6 +209,17 @@ class PruneSpec(Wire):
     expected: list[str] = []  # snapshots that must be there, or nothing is removed
 
 
+class RemoveTracesSpec(Wire):
+    """Remove what backups keep at one machine for the next of them; what bears other marks stays."""
+
+    kind: Literal[TaskKind.REMOVE_TRACES] = TaskKind.REMOVE_TRACES
+    platform: PlatformAccess
+    machine: MachineSource
+    marks: list[Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]] = Field(min_length=1, max_length=100)
+    bitmaps: bool = True  # of a hypervisor, checkpoints too
+    snapshots: bool = True  # in a storage cluster
+
+
 Spec = Annotated[
     ProbeSpec
     | DiscoverSpec
@@ -219,6 +231,7 @@ Spec = Annotated[
     | BrowseSpec
     | ForgetSpec
     | VerifySpec
-    | PruneSpec,
+    | PruneSpec
+    | RemoveTracesSpec,
     Field(discriminator="kind"),
 ]

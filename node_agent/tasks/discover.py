@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from node_agent.drivers.base import FoundMachine
 from node_agent.items import Issue, printable
-from node_agent.protocol import FOUND_MOST, FOUND_PIECE, DiscoverResult, DiscoverSpec, DiskFacts, MachineFacts
+from node_agent.protocol import (
+    FOUND_MOST,
+    FOUND_PIECE,
+    KEPT_LONGEST,
+    KEPT_MOST,
+    TRACES_MOST,
+    DiscoverResult,
+    DiscoverSpec,
+    DiskFacts,
+    MachineFacts,
+    TraceFacts,
+)
 from node_agent.tasks.context import TaskContext
 from node_agent.tasks.sources import platform_for
 
@@ -19,7 +30,7 @@ def run(context: TaskContext, spec: DiscoverSpec) -> DiscoverResult:
     platform = platform_for(context, spec.platform)
     problems: list[str] = []
     found: dict[str, MachineFacts] = {}
-    for one in platform.discover():
+    for one in platform.discover(thorough=spec.thorough):
         context.progress.check()
         if isinstance(one, Issue):
             problems.append(f"{one.path}: {one.message}"[:500])
@@ -63,4 +74,13 @@ def facts_of(machine: FoundMachine) -> MachineFacts:
         project=printable(machine.project)[:200],
         host=printable(machine.host)[:300],
         summary={printable(name)[:80]: printable(value)[:500] for name, value in list(machine.summary.items())[:40]},
+        traces=None if machine.traces is None else _traces(machine.traces),
     )
+
+
+def _traces(found: Mapping[str, Sequence[str]]) -> list[TraceFacts]:
+    told = list(found.items())[:TRACES_MOST]
+    return [
+        TraceFacts(owner=owner, names=[printable(name)[:KEPT_LONGEST] for name in names[:KEPT_MOST]])
+        for owner, names in told
+    ]

@@ -21,6 +21,7 @@ from node_agent.tasks import (
     machine_restore,
     probe,
     prune,
+    remove_traces,
     restore,
     store,
     verify,
@@ -53,6 +54,7 @@ VERBS: dict[TaskKind, Callable[[TaskContext, Any], Result]] = {
     TaskKind.FORGET: forget.run,
     TaskKind.VERIFY: verify.run,
     TaskKind.PRUNE: prune.run,
+    TaskKind.REMOVE_TRACES: remove_traces.run,
 }
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from node_agent.drivers.base import Consistency, Freeze, Machine, MachineRequest
 from node_agent.errors import BrsError, LeaseLost, RefusedError, SourceError
 from node_agent.items import Issue, Severity, printable
-from node_agent.protocol import BackupResult, BackupSpec
+from node_agent.protocol import KEPT_LONGEST, BackupResult, BackupSpec
 from node_agent.repository.image import ImageBackup, backup_images
 from node_agent.repository.lock import Lock
 from node_agent.repository.repository import Repository
@@ -45,6 +45,7 @@ def run(context: TaskContext, spec: BackupSpec) -> BackupResult:
                 taken()
                 result = _store(context, spec, repo, lock, _paced(context, spec, machine), parent)
                 _acknowledge(context, machine)
+                result = result.model_copy(update={"kept": [printable(name)[:KEPT_LONGEST] for name in machine.kept]})
         tell_directories(context, spec, repo, result.tree_id)
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
@@ -28,6 +29,7 @@ from node_agent.drivers.libvirt.commands import commands_on
 from node_agent.drivers.libvirt.errors import HypervisorUnreachable, MachineMissing
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm, machines
+from node_agent.drivers.libvirt.traces import traces
 from node_agent.errors import BrsError, RefusedError
 from node_agent.items import Issue
 from node_agent.protocol import PlatformAccess
@@ -97,17 +99,18 @@ class KvmPlatform(MachinePlatform):
                 name = f"{address}: {found.name}" if several else found.name
                 yield Finding(name, found.ok, found.detail, found.hint)
 
-    def discover(self) -> Iterator[FoundMachine | Issue]:
+    def discover(self, *, thorough: bool = False) -> Iterator[FoundMachine | Issue]:
         for address in self._access.addresses:
             try:
                 with Host(self._host(address).access) as host:
                     found = machines(host)
                     sizes = _sizes(host, found)
+                    kept = traces(host, found, ask_qemu=thorough)
             except BrsError as error:
                 yield Issue(address, error.code, error.message)
                 continue
             for vm in found:
-                yield _found(vm, address, sizes)
+                yield replace(_found(vm, address, sizes), traces=kept[vm.uuid])
 
     @contextmanager
     def around(
@@ -129,6 +132,12 @@ class KvmPlatform(MachinePlatform):
         )
         with self._host_of(wanted).open(request) as machine:
             yield machine
+
+    def remove_traces(self, wanted: MachineRequest, *, bitmaps: bool, snapshots: bool) -> list[str]:
+        """Whatever the platform's option says now: a cluster is asked when something may have been kept there."""
+        driver = self._host_of(wanted)
+        driver.access = replace(driver.access, ceph_snapshots=snapshots)
+        return driver.remove_traces(wanted.id, wanted.mark, bitmaps=bitmaps)
 
     def restore(
         self,

@@ -26,13 +26,23 @@ from node_agent.drivers.ceph.import_several import import_images, placed
 from node_agent.drivers.ceph.inventory import Image, list_images, list_pools
 from node_agent.drivers.ceph.journal import Journal
 from node_agent.drivers.ceph.probe import probe
-from node_agent.drivers.ceph.snapshots import owner_of
-from node_agent.drivers.ceph.source import DISK, ImageRef, RbdRequest, open_images
+from node_agent.drivers.ceph.snapshots import kept_by_owner
+from node_agent.drivers.ceph.source import DISK, ImageRef, RbdRequest, open_images, remove_traces
 from node_agent.drivers.ceph.undo import heal
 from node_agent.errors import BrsError
-from node_agent.items import Extent, Issue
+from node_agent.items import Extent, Issue, owner_of
 from node_agent.protocol import PlatformAccess
 from node_agent.tasks.context import TaskContext
+
+
+def _named(wanted: MachineRequest) -> tuple[ImageRef | Group, str]:
+    """What a workload stands for, and the owner of its snapshots. An image may be protected by itself and in a group:
+    neither takes the other's snapshots for its own."""
+    group = group_of(wanted.id)
+    if group is not None:
+        return group, owner_of(wanted.mark, wanted.id)
+    pool, _, image_id = wanted.id.partition("/")[2].rpartition("/")
+    return ImageRef(pool, wanted.name, image_id), wanted.mark
 
 
 @dataclass
@@ -74,7 +84,7 @@ class RbdPlatform(MachinePlatform):
     def probe(self) -> Iterator[Finding]:
         yield from probe(self._access, self._journal)
 
-    def discover(self) -> Iterator[FoundMachine | Issue]:
+    def discover(self, *, thorough: bool = False) -> Iterator[FoundMachine | Issue]:  # noqa: ARG002 - all is seen
         with Cluster(self._access) as cluster:
             there = list_pools(cluster)
             for pool in self._access.pools:
@@ -109,6 +119,7 @@ class RbdPlatform(MachinePlatform):
             disks=[FoundDisk(DISK, image.size, "rbd")],
             project=image.pool,
             summary={"Pool": image.pool, "Snapshots": str(len(image.snapshots))},
+            traces=kept_by_owner(image),
         )
 
     def _found_group(self, cluster: Cluster, group: Group) -> FoundMachine:
@@ -132,18 +143,19 @@ class RbdPlatform(MachinePlatform):
 
     @contextmanager
     def open(self, wanted: MachineRequest, previous: Previous | None) -> Iterator[Machine]:
-        group = group_of(wanted.id)
-        pool, _, image_id = wanted.id.partition("/")[2].rpartition("/")
+        which, owner = _named(wanted)
         request = RbdRequest(
             access=self._access,
-            images={} if group is not None else {DISK: ImageRef(pool, wanted.name, image_id)},
-            # An image may be protected by itself and in a group: neither takes the other's snapshots for its own.
-            owner=wanted.mark if group is None else owner_of(wanted.mark, wanted.id),
-            group=group,
+            images={} if isinstance(which, Group) else {DISK: which},
+            owner=owner,
+            group=which if isinstance(which, Group) else None,
             previous=previous,
         )
         with open_images(request, self._journal) as machine:
             yield machine
+
+    def remove_traces(self, wanted: MachineRequest, *, bitmaps: bool, snapshots: bool) -> list[str]:  # noqa: ARG002 - an image has no bitmaps
+        return remove_traces(self._access, self._journal, *_named(wanted)) if snapshots else []
 
     def restore(
         self,

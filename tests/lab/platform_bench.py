@@ -23,6 +23,8 @@ from node_agent.protocol import (
     PlatformAccess,
     ProbeResult,
     ProbeSpec,
+    RemoveTracesResult,
+    RemoveTracesSpec,
     RepositoryAccess,
     RestoreResult,
     RestoreSpec,
@@ -57,7 +59,7 @@ class Bench:
         self.outlet = Outlet()
         self.said: list[str] = []
         self.repository = RepositoryAccess(repository=uuid4(), url=str(folder / "node-repo"), password="of the lab")
-        self.perform(InitSpec(repository=self.repository))
+        self.mark: str = self.perform(InitSpec(repository=self.repository)).repository_id[:8]
 
     def perform(self, spec: Any) -> Any:
         context = TaskContext(
@@ -80,10 +82,10 @@ class Bench:
         assert isinstance(done, ProbeResult)
         return done
 
-    def discover(self) -> dict[str, MachineFacts]:
+    def discover(self, *, thorough: bool = False) -> dict[str, MachineFacts]:
         """By name."""
         self.outlet.machines.clear()
-        assert self.perform(DiscoverSpec(platform=self.access)).whole
+        assert self.perform(DiscoverSpec(platform=self.access, thorough=thorough)).whole
         return {machine.name: machine for machine in self.outlet.machines}
 
     def back_up(
@@ -109,6 +111,17 @@ class Bench:
         done = self.perform(spec)
         assert isinstance(done, BackupResult)
         assert self.issues.left_out == 0, self.issues.items
+        return done
+
+    def traces(self, name: str, *, thorough: bool = True) -> dict[str, list[str]]:
+        """Of a machine, by whose they are."""
+        return {one.owner: one.names for one in self.discover(thorough=thorough)[name].traces or []}
+
+    def remove_traces(self, machine: MachineFacts, **facts: Any) -> RemoveTracesResult:
+        source = MachineSource(id=machine.id, name=machine.name, host=machine.host)
+        spec = RemoveTracesSpec(platform=self.access, machine=source, marks=[self.mark], **facts)
+        done = self.perform(spec)
+        assert isinstance(done, RemoveTracesResult)
         return done
 
     def content(self, point: BackupResult, disk: str) -> bytes:

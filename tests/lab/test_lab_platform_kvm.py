@@ -56,3 +56,37 @@ def test_from_the_connection_test_to_the_machine_that_runs_again(
     lab.virsh("destroy", "flow-back")
     lab.virsh("undefine", "flow-back")
     lab.shell(f"rm {lab.folder}/scratch/flow-back-vd?.*")
+
+
+@pytest.mark.timeout(280)
+def test_what_is_kept_is_told_and_removed_and_another_tools_checkpoint_stands(
+    lab: Lab, protected: Callable[..., Protected], bench: Bench
+) -> None:
+    guest = protected("traces").guest
+    xml = bench.folder / "theirs.xml"
+    xml.write_text("<domaincheckpoint><name>theirs.0</name></domaincheckpoint>")
+    lab.virsh("checkpoint-create", guest.uuid, str(xml))
+    machine = bench.discover()[guest.name]
+    assert not bench.traces(guest.name)
+
+    full = bench.back_up(machine)
+    assert full.kept == [f"brs-{bench.mark}-1 (vda)"]
+    assert bench.traces(guest.name, thorough=False) == {}, "no image shows it yet"
+    assert bench.traces(guest.name) == {bench.mark: full.kept}
+    assert bench.remove_traces(machine, bitmaps=False).removed == [] and bench.traces(guest.name)
+    assert bench.remove_traces(machine).removed == [f"brs-{bench.mark}-1"]
+    assert bench.traces(guest.name) == {} and bench.remove_traces(machine).removed == []
+    assert lab.virsh("checkpoint-list", guest.uuid, "--name").split() == ["theirs.0"]
+
+    again = bench.back_up(machine, full)  # nothing breaks: all is read, and tracking begins anew
+    third = bench.back_up(machine, again)
+    assert third.read_bytes < again.read_bytes, (again, third, bench.said)
+    guest.destroy()
+    assert bench.traces(guest.name, thorough=False) == {bench.mark: third.kept}
+    assert len(bench.remove_traces(machine).removed) == 1
+    image = guest.disks["vda"]
+    assert "brs-" not in lab.shell(f"qemu-img info {image}") and "theirs.0" in lab.shell(f"qemu-img info {image}")
+    stopped = bench.back_up(machine, third)
+    raw = bench.folder / "truth.raw"
+    lab.shell(f"qemu-img convert -O raw {image} {raw}")
+    assert bench.content(stopped, "vda") == raw.read_bytes()

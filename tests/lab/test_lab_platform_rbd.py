@@ -51,6 +51,28 @@ def test_from_the_connection_test_to_the_image_that_is_there_again(world: World,
         bench.restore(machine, again, MachineTarget(name=f"{name}-back"))
 
 
+def test_what_is_kept_is_told_and_removed_and_the_owner_may_delete_the_image(world: World, bench: Bench) -> None:
+    name = world.image(8 * MIB)
+    machine = bench.discover()[name]
+    world.lab.rbd("snap", "create", "--no-progress", f"rbd/{name}@manual")
+    world.lab.rbd("snap", "create", "--no-progress", f"rbd/{name}@brs-11111111-4")
+    full = bench.back_up(machine)
+    assert full.kept == [f"rbd/{name}@brs-{bench.mark}-1"]
+    assert bench.traces(name) == {"11111111": [f"rbd/{name}@brs-11111111-4"], bench.mark: full.kept}
+    assert bench.remove_traces(machine).removed == full.kept
+    assert bench.remove_traces(machine).removed == []
+    assert set(world.snapshots(name)) == {"manual", "brs-11111111-4"}
+    world.guest(name, ["write", 3 * MIB, 100_000, 9])
+    again = bench.back_up(machine, full)
+    assert "tracking-not-used" in {issue.code for issue in bench.issues.items}
+    assert bench.content(again, "image") == world.export(name).read_bytes()
+    assert bench.remove_traces(machine).removed == again.kept
+    for snapshot in ("manual", "brs-11111111-4"):
+        world.lab.rbd("snap", "rm", "--no-progress", f"rbd/{name}@{snapshot}")
+    world.lab.rbd("rm", "--no-progress", f"rbd/{name}")  # nothing of ours keeps it
+    assert bench.remove_traces(machine).gone
+
+
 def test_a_kept_snapshot_is_removed_by_rbd_alone_and_a_deleted_image_is_no_longer_found(
     world: World, bench: Bench
 ) -> None:

@@ -23,7 +23,7 @@ from node_agent.drivers.ceph.cluster import (
 )
 from node_agent.drivers.ceph.inventory import list_images
 from node_agent.drivers.ceph.probe import probe
-from node_agent.drivers.ceph.snapshots import clear_left_behind, orphans, ours_on, release, remove
+from node_agent.drivers.ceph.snapshots import clear_left_behind, kept_by_owner, ours_on, release, remove
 from node_agent.drivers.ceph.source import DISK, ImageRef, find, open_images
 from node_agent.errors import BrsError, ConfigError, RefusedError, SourceChanged
 from node_agent.repository.repository import Repository
@@ -230,21 +230,18 @@ def test_a_run_that_died_after_its_point_was_stored_is_gone_on_from(world: World
     assert (second.read, second.notes) == (0, [])
 
 
-def test_snapshots_of_an_owner_nobody_knows_are_listed_and_can_be_removed(world: World, repo: Repository) -> None:
+def test_snapshots_are_told_by_their_owners_and_those_of_one_can_be_removed(world: World, repo: Repository) -> None:
     image = world.image(8 * MIB)
     world.back_up(repo, image)
     world.back_up(repo, image, owner="feedbeef")
     world.guest(image, ["snapshot", "brs-undo-7"], ["snapshot", "manual"])
     with world.connect() as cluster:
-
-        def found() -> list[str]:
-            listed = [one for one in orphans(cluster, [OWNER]) if not isinstance(one, BrsError)]
-            return [one.snapshot.name for one in listed if one.image == image]
-
-        assert found() == ["brs-feedbeef-1", "brs-undo-7"]
         now = find(cluster, ImageRef("rbd", image))
+        ours, theirs = [f"rbd/{image}@brs-{owner}-1" for owner in (OWNER, "feedbeef")]
+        assert kept_by_owner(now) == {OWNER: [ours], "feedbeef": [theirs]}
         remove(cluster, ours_on(now, "feedbeef")[0])
-        assert found() == ["brs-undo-7"]
+        now = find(cluster, ImageRef("rbd", image))
+        assert kept_by_owner(now) == {OWNER: [ours]}
         assert release(cluster, now, OWNER) == []
     assert world.snapshots(image) == ["brs-undo-7", "manual"]
 

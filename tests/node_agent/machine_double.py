@@ -61,6 +61,7 @@ class Vm:
     tags: list[str] = field(default_factory=list)
     left_out: list[Issue] = field(default_factory=list)
     dirty: dict[str, dict[str, set[int]]] = field(default_factory=dict)  # checkpoint -> disk -> blocks
+    marks: dict[str, str] = field(default_factory=dict)  # checkpoint -> whose it is
 
     def write(self, disk: str, offset: int, data: bytes) -> None:
         self.disks[disk][offset : offset + len(data)] = data
@@ -81,6 +82,8 @@ class Hypervisor:
     unreachable: list[str] = field(default_factory=list)
     breaks_after: int | None = None  # bytes of a restore
     acknowledge_fails: bool = False
+    thorough: list[bool] = field(default_factory=list)  # of each look
+    removals: list[tuple[str, str, bool, bool]] = field(default_factory=list)  # machine, mark, bitmaps, snapshots
     lies: bool = False  # its tracking forgets what was written
     logins: int = 0
 
@@ -110,15 +113,18 @@ class Double(MachinePlatform):
         yield Finding("Log in over SSH", ok=True, detail="brs@double")
         yield Finding("A short backup job", ok=True)
 
-    def discover(self) -> Iterator[FoundMachine | Issue]:
+    def discover(self, *, thorough: bool = False) -> Iterator[FoundMachine | Issue]:
         self._log_in()
+        self.there.thorough.append(thorough)
         for host in self.there.unreachable:
             yield Issue(host, "unreachable", "It does not answer.")
         for key, vm in self.there.vms.items():
             disks = [FoundDisk(name, len(data), "qcow2") for name, data in vm.disks.items()]
-            yield FoundMachine(
-                key, vm.name, vm.state, disks, vm.tags, "web", self.access.addresses[0], {"Memory": "1 GiB"}
-            )
+            traces: dict[str, list[str]] = {}
+            for name in vm.dirty:
+                traces.setdefault(vm.marks[name], []).append(name)
+            host, summary = self.access.addresses[0], {"Memory": "1 GiB"}
+            yield FoundMachine(key, vm.name, vm.state, disks, vm.tags, "web", host, summary, traces)
 
     @contextmanager
     def open(self, wanted: MachineRequest, previous: Previous | None) -> Iterator[Machine]:
@@ -131,7 +137,7 @@ class Double(MachinePlatform):
         old = previous.metadata["checkpoint"].decode() if previous and "checkpoint" in previous.metadata else ""
         new = f"ck-{len(self.there.requests)}"
         disks = {name: self._disk(wanted.id, vm, name, old, previous) for name in vm.disks}
-        vm.dirty[new] = {name: set() for name in vm.disks}
+        vm.dirty[new], vm.marks[new] = {name: set() for name in vm.disks}, wanted.mark
         done: list[bool] = []
 
         def acknowledge() -> None:
@@ -147,6 +153,7 @@ class Double(MachinePlatform):
                 time.time(),
                 acknowledge,
                 vm.left_out,
+                kept=[new],
             )
         finally:
             vm.dirty.pop(old if done else new, None)
@@ -157,6 +164,17 @@ class Double(MachinePlatform):
             blocks = set() if self.there.lies else vm.dirty[old][name]
             changes = Changes([Extent(n * BLOCK, BLOCK) for n in sorted(blocks)], previous.bases[name])
         return Disk(f"/pool/{name}.qcow2", Content(bytes(vm.disks[name])), "qcow2", changes, f"{key}/{name}")
+
+    def remove_traces(self, wanted: MachineRequest, *, bitmaps: bool, snapshots: bool) -> list[str]:
+        self._log_in()
+        self.there.removals.append((wanted.id, wanted.mark, bitmaps, snapshots))
+        vm = self.there.vms.get(wanted.id)
+        if vm is None:
+            raise SourceMissing(f"There is no machine {wanted.name}.")
+        found = [name for name in vm.dirty if vm.marks[name] == wanted.mark]
+        for name in found:
+            del vm.dirty[name]
+        return found
 
     def restore(
         self,

@@ -81,7 +81,7 @@ def disk_names(fsid: str, images: Sequence[Image], before: Mapping[str, str]) ->
 @contextmanager
 def snapshot_of(cluster: Cluster, group: Group, images: Sequence[Image], owner: str, name: str) -> Iterator[list[Made]]:
     """A snapshot of the whole group, removed at the end. One of ours that a run left behind is removed first."""
-    _drop(cluster, group, owner)
+    drop(cluster, group, owner)
     cluster.call("create_group_snapshot", pool=group.pool, group=group.name, name=name)
     try:
         yield [_seen(cluster, group, image, name) for image in images]
@@ -94,7 +94,8 @@ def snapshot_of(cluster: Cluster, group: Group, images: Sequence[Image], owner: 
             log.warning("The snapshot %s of the group %s stays for now: %s", name, group.shown, error)
 
 
-def _drop(cluster: Cluster, group: Group, owner: str) -> None:
+def drop(cluster: Cluster, group: Group, owner: str) -> None:
+    """Snapshots of the whole group that a run of this owner left behind."""
     for name in cluster.call("list_group_snapshots", pool=group.pool, group=group.name):
         if re.fullmatch(rf"brs-{owner}-[0-9]{{1,12}}", name):
             cluster.call("remove_group_snapshot", pool=group.pool, group=group.name, name=name)

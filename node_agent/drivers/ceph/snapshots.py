@@ -1,13 +1,12 @@
 """Snapshots of ours on images: how they are named, made, found again and removed. Those of others are never touched.
 
-A name is ``brs-<owner>-<number>``, the owner being eight hex digits of a hash over repository and workload, so that
+A name is ``brs-<owner>-<number>``, the owner being the repository's mark, or :func:`node_agent.items.owner_of`, so that
 two servers, or two repositories of one server, do not take each other's for their own. Ours is what has such a name
 and our owner. A snapshot is removed by its id after its name was seen beside it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from node_agent.drivers.ceph.cluster import CephBusy, CephError, CephExists, CephMissing, Cluster
-from node_agent.drivers.ceph.inventory import Image, Snapshot, describe, list_images, list_pools
+from node_agent.drivers.ceph.inventory import Image, Snapshot, describe
 from node_agent.drivers.ceph.journal import Entry, Journal
 from node_agent.errors import BrsError
 from node_agent.items import printable
@@ -26,10 +25,6 @@ UNDO = "undo"  # in the owner's place: what an import into this image can be tak
 _NAME = re.compile(rf"brs-([0-9a-f]{{8}}|{UNDO})-([0-9]{{1,12}})")
 _TRIES = 5
 KIND = "snapshot"
-
-
-def owner_of(repository: str, workload: str) -> str:
-    return hashlib.sha256(f"{repository}/{workload}".encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +170,13 @@ def release(cluster: Cluster, image: Image, owner: str, keep: Iterable[int] = ()
     return failed
 
 
-def orphans(cluster: Cluster, owners: Iterable[str]) -> Iterator[Ours | BrsError]:
-    """Snapshots with names of our form whose owner is not among those who are known, in all pools of the access.
-
-    They may be another server's: whoever removes them (:func:`remove`) must know.
-    """
-    known = set(owners)
-    for pool in list_pools(cluster):
-        for image in list_images(cluster, pool):
-            if isinstance(image, BrsError):
-                yield image
-                continue
-            yield from (one for one in ours_on(image) if one.owner not in known)
+def kept_by_owner(image: Image) -> dict[str, list[str]]:
+    """What backups keep at an image, whoever's they are."""
+    found: dict[str, list[str]] = {}
+    for one in ours_on(image):
+        if one.owner != UNDO:
+            found.setdefault(one.owner, []).append(f"{image.spec}@{one.snapshot.name}")
+    return found
 
 
 # --- parts ---

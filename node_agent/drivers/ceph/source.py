@@ -18,10 +18,10 @@ from node_agent.drivers.base import Consistency, Disk, Machine, Previous
 from node_agent.drivers.ceph.access import CephAccess
 from node_agent.drivers.ceph.cluster import CephError, CephMissing, Cluster
 from node_agent.drivers.ceph.content import RbdContent
-from node_agent.drivers.ceph.groups import Group, disk_names, members, snapshot_of
+from node_agent.drivers.ceph.groups import Group, disk_names, drop, members, snapshot_of
 from node_agent.drivers.ceph.inventory import Image, describe, identity
 from node_agent.drivers.ceph.journal import Journal
-from node_agent.drivers.ceph.snapshots import Made, clear_left_behind, release, snapshots_of
+from node_agent.drivers.ceph.snapshots import Made, clear_left_behind, ours_on, release, snapshots_of
 from node_agent.drivers.ceph.tracking import FILE, changes_since, described, kept_by, read_facts
 from node_agent.drivers.ceph.undo import heal
 from node_agent.errors import BrsError, RefusedError
@@ -43,7 +43,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class RbdRequest:
-    """``images`` by the disk's name in the snapshot. ``owner``: see :func:`snapshots.owner_of`.
+    """``images`` by the disk's name in the snapshot. ``owner``: see :mod:`snapshots`.
 
     ``keep``: leave the new snapshot on the images once it is acknowledged, for the next run to go on from.
     ``still``: nobody writes to the images until ``open_images`` has yielded (their machine stands still or is off), so
@@ -94,6 +94,7 @@ def open_images(request: RbdRequest, journal: Journal) -> Iterator[Machine]:
             instant=instant,
             acknowledge=acknowledge,
             notes=[*healed, *notes],
+            kept=[f"{one.image.spec}@{one.snapshot.name}" for one in made.values()] if request.keep else [],
         )
 
 
@@ -111,6 +112,21 @@ def _images(cluster: Cluster, request: RbdRequest) -> tuple[dict[str, Image], li
             notes.append(Issue(name, "restore-undone", said, Severity.NOTE))
             found[name] = describe(cluster, image.pool, image_id=image.id)
     return found, notes
+
+
+def remove_traces(access: CephAccess, journal: Journal, ref: ImageRef | Group, owner: str) -> list[str]:
+    """Remove this owner's snapshots of an image, or of a group and its images; the names of what was there. The first
+    that cannot be removed is raised when the others are gone."""
+    with Cluster(access) as cluster:
+        images = members(cluster, ref) if isinstance(ref, Group) else [find(cluster, ref)]
+        if isinstance(ref, Group):
+            drop(cluster, ref, owner)
+        found = [f"{image.spec}@{one.snapshot.name}" for image in images for one in ours_on(image, owner)]
+        failed = [error for image in images for error in release(cluster, image, owner)]
+        clear_left_behind(cluster, journal, images)  # what is gone need not be remembered
+        if failed:
+            raise failed[0]
+        return found
 
 
 def find(cluster: Cluster, ref: ImageRef) -> Image:

@@ -131,12 +131,20 @@ class LibvirtHost:
             strays = tracking.strays(host, vm, request, "", ask_qemu=True)
             return [*strays, *run_folder.leftovers(host, request, ""), *snapshots]
 
-    def remove_traces(self, uuid: str, mark: str) -> None:
-        """Everything of this mark; the next backup reads all. MachineBusy while one runs."""
-        request = BackupRequest(uuid, mark)
+    def remove_traces(self, uuid: str, mark: str, *, bitmaps: bool = True) -> list[str]:
+        """Everything of this mark, or its snapshots in clusters alone; the names of what was there. The next backup
+        reads all. MachineBusy while one runs."""
+        request, found = BackupRequest(checked_uuid(uuid), mark), set[str]()
         with Host(self.access) as host:
-            vm, _names = settle(host, request, Journal(self._state, self.access, uuid))
-            rbd_changes.left(host, vm, request, remove=True)
+            vm = machine(host, uuid)
+            if bitmaps:
+                vm, found = settle(host, request, Journal(self._state, self.access, uuid))
+                if left := tracking.strays(host, vm, request, "", ask_qemu=True):
+                    raise HypervisorError(
+                        f"libvirt does not let go of {', '.join(left)} on {vm.name}.",
+                        hint="docs/platform-kvm.md says how it is removed by hand.",
+                    )
+            return [*sorted(found - {""}), *rbd_changes.left(host, vm, request, remove=True)]
 
     @contextmanager
     def _running(self, run: _Run, path: str) -> Iterator[Machine]:
@@ -308,9 +316,9 @@ def _machine(
     files, issues = firmware_files(run.host, vm)
     facts: dict[str, Any] = {"consistency": str(consistency), "instant": instant}
     metadata = {**describe_machine(run.host, vm, facts), **files}
+    tracked = sorted(run.plan.tracked or set(run.plan.since))
     if checkpoint:
-        tracked = run.plan.tracked or set(run.plan.since)
-        metadata[tracking.FILE] = Tracking(vm.uuid, checkpoint, sorted(tracked)).encode()
+        metadata[tracking.FILE] = Tracking(vm.uuid, checkpoint, tracked).encode()
     return Machine(
         disks=disks,
         metadata=metadata,
@@ -319,6 +327,7 @@ def _machine(
         acknowledge=run.acknowledge,
         left_out=[*vm.issues(), *issues],
         notes=run.notes,
+        kept=[f"{checkpoint} ({', '.join(tracked)})"] if checkpoint else [],
     )
 
 
@@ -333,7 +342,8 @@ def _with_images(run: _Run, machine: Machine, images: RbdTracking) -> Machine:
         else disk
         for target, disk in machine.disks.items()
     }
-    return replace(machine, disks=disks, metadata={**machine.metadata, **images.metadata})
+    metadata, kept = {**machine.metadata, **images.metadata}, [*machine.kept, *images.kept]
+    return replace(machine, disks=disks, metadata=metadata, kept=kept)
 
 
 # --- the end ---

@@ -20,17 +20,18 @@ from pathlib import Path
 
 from node_agent.drivers.base import Changes, DiskContent
 from node_agent.drivers.ceph.access import CephAccess
-from node_agent.drivers.ceph.cluster import CephError, Cluster
+from node_agent.drivers.ceph.cluster import CephError, CephMissing, Cluster
 from node_agent.drivers.ceph.content import RbdContent
 from node_agent.drivers.ceph.inventory import Image, describe, identity
 from node_agent.drivers.ceph.journal import Journal
-from node_agent.drivers.ceph.snapshots import Made, Taking, clear_left_behind, owner_of, release, snapshots_of
+from node_agent.drivers.ceph.snapshots import Made, Taking, clear_left_behind, release, snapshots_of
 from node_agent.drivers.ceph.tracking import FILE, changes_since, described, kept_by
 from node_agent.drivers.libvirt.access import BackupRequest
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm
 from node_agent.drivers.libvirt.rbd import RbdSource, key_of
 from node_agent.errors import BrsError
+from node_agent.items import owner_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ class RbdTracking:
         return identity(tracked.cluster.fsid, tracked.made.image) if tracked is not None else ""
 
     @property
+    def kept(self) -> list[str]:
+        return [f"{one.made.image.spec}@{one.made.snapshot.name}" for one in self.disks.values()]
+
+    @property
     def metadata(self) -> dict[str, bytes]:
         """What the next run goes on from."""
         if not self.disks:
@@ -144,7 +149,10 @@ def left(host: Host, vm: Vm, request: BackupRequest, *, remove: bool) -> list[st
             if disk.rbd is None or not host.access.ceph_snapshots:
                 continue
             cluster = clusters.of(disk.rbd)
-            image = describe(cluster, _pool(disk.rbd), name=disk.rbd.image)
+            try:
+                image = describe(cluster, _pool(disk.rbd), name=disk.rbd.image)
+            except CephMissing:
+                continue  # its snapshots went with it
             begins = f"brs-{owner(request)}-"
             found += [f"{disk.rbd.path}@{one.name}" for one in image.snapshots if one.name.startswith(begins)]
             if remove and (failed := release(cluster, image, owner(request))):
