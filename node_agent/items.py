@@ -6,7 +6,6 @@ run's failure. *Left out* issues make the outcome partial (amber); *notes* do no
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -78,12 +77,6 @@ class Issues:
             self.notes += 1
         if len(self.items) < self.keep:
             self.items.append(issue)
-
-
-def owner_of(mark: str, machine: str) -> str:
-    """Whose a snapshot is that bears no repository's ``mark`` itself: backups of this machine into that repository.
-    Both server and node say it: so it must never change."""
-    return hashlib.sha256(f"{mark}/{machine}".encode()).hexdigest()[:8]
 
 
 def printable(path: bytes | str) -> str:

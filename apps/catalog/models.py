@@ -96,6 +96,42 @@ class PointCopy(models.Model):
         return f"{self.point} @ {self.repository.destination}"
 
 
+class Trace(models.Model):
+    """What backups of a machine keep on its platform for the next of them, by whose names it bears: one row for each
+    owner at a machine. Written by ``catalog.traces``.
+
+    ``owner`` is a repository's mark, or what else stands in the names; ``repository`` is null when no repository of the
+    tenant has it. ``by_backup``: a run into ``repository`` keeps it; else it was only found there.
+    """
+
+    tenant_path: ClassVar[str] = "workload__tenant"
+    grant_path: ClassVar[str] = "workload"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workload = models.ForeignKey(Workload, models.CASCADE, related_name="traces", verbose_name=_("workload"))
+    repository = models.ForeignKey(
+        Repository, models.SET_NULL, null=True, related_name="+", verbose_name=_("repository")
+    )
+    owner = models.CharField(max_length=8)
+    names = models.JSONField(_("what is kept"), default=list)  # as a node told them last; empty: not known
+    by_backup = models.BooleanField(default=False)
+    in_cluster = models.BooleanField(default=False)  # a run may have kept snapshots of a KVM machine's disks in Ceph
+    told_at = models.DateTimeField(_("seen"), null=True)  # a node last told of it
+    unneeded_since = models.DateTimeField(_("not needed since"), null=True)
+    tried_at = models.DateTimeField(null=True)  # a removal came to nothing
+    problem = models.CharField(_("problem"), max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("kept for increments")
+        verbose_name_plural = _("kept for increments")
+        ordering = ["workload__name", "owner"]
+        constraints = [models.UniqueConstraint(fields=["workload", "owner"], name="trace_once")]
+
+    def __str__(self) -> str:
+        return f"{self.workload} · brs-{self.owner}"
+
+
 class ProtectionState(models.TextChoices):
     PROTECTED = "protected", _("Protected")
     ATTENTION = "attention", _("Needs attention")

@@ -28,7 +28,7 @@ def write_down(platform_id: UUID, task_id: UUID, machines: Sequence[MachineFacts
     platform = (
         Platform.objects.select_for_update(no_key=True, of=("self",)).select_related("tenant").get(pk=platform_id)
     )
-    told = {_plain(one.id): one for one in machines}
+    told = {plain(one.id): one for one in machines}
     known = {row.external_id: row for row in Workload.objects.filter(platform=platform, external_id__in=told)}
     new: list[Workload] = []
     for external_id, machine in told.items():
@@ -55,7 +55,7 @@ def finish(platform_id: UUID, task_id: UUID, now: datetime, *, whole: bool, prob
     platform = (
         Platform.objects.select_for_update(no_key=True, of=("self",)).select_related("tenant").get(pk=platform_id)
     )
-    platform.discovered_at, platform.discovery_problem = now, _plain("; ".join(problems))[:500]
+    platform.discovered_at, platform.discovery_problem = now, plain("; ".join(problems))[:500]
     platform.save(update_fields=["discovered_at", "discovery_problem"])
     if not whole:
         return []
@@ -73,18 +73,18 @@ def _locked(platform_id: UUID) -> Platform:
 
 
 def _facts(machine: MachineFacts) -> dict[str, Any]:
-    facts: dict[str, Any] = _plain(machine.model_dump(mode="json", exclude={"id"}))
-    facts["name"] = facts["name"].strip() or _plain(machine.id)
+    facts: dict[str, Any] = plain(machine.model_dump(mode="json", exclude={"id", "traces"}))
+    facts["name"] = facts["name"].strip() or plain(machine.id)
     return facts
 
 
-def _plain(told: Any) -> Any:
+def plain(told: Any) -> Any:
     """Without NUL, which PostgreSQL cannot hold."""
     if isinstance(told, str):
         return told.replace("\x00", "\\0")
     if isinstance(told, list):
-        return [_plain(one) for one in told]
-    return {_plain(name): _plain(value) for name, value in told.items()} if isinstance(told, dict) else told
+        return [plain(one) for one in told]
+    return {plain(name): plain(value) for name, value in told.items()} if isinstance(told, dict) else told
 
 
 def _free_name(row: Workload, wanted: str) -> str:

@@ -5,7 +5,8 @@ repository's address and password, and the parent of a backup, are added when th
 
 Gates: whatever reads or appends shares ``repository:<id>``; forget, prune and init hold it alone. Restores into one
 place exclude one another with ``target:<digest>``; so do all restores onto one KVM host, where an import keeps its
-journal. Of the backups and restores of machines only so many as their platform says hold ``load:<digest>`` of a host.
+journal; and so does what needs or removes what is kept at a machine (``machine_gate``). Of the backups and restores of
+machines only so many as their platform says hold ``load:<digest>`` of a host.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 from pydantic import BaseModel
 
-from apps.catalog.models import PointCopy, RestorePoint
+from apps.catalog.models import PointCopy, RestorePoint, Trace
 from apps.inventory import platforms, sources, stores
 from apps.inventory.models import (
     Destination,
@@ -60,7 +61,7 @@ def task(of: Job, ordinal: int, kind: TaskKind, spec: dict[str, Any], model: typ
     secret: dict[str, Any] = {}
     if "repository" in model.model_fields and facts.get("repository") is not None:
         secret = {"repository": RepositoryAccess(repository=facts["repository"].pk, url="", password="")}
-    if model is protocol.DiscoverSpec:
+    if model in (protocol.DiscoverSpec, protocol.RemoveTracesSpec):
         secret["platform"] = PlatformAccess(kind="", addresses=[])
     checked = model.model_validate({**spec, **secret, "kind": kind})
     return Task(
@@ -85,6 +86,11 @@ def on_node(node: Node) -> list[str]:
 
 def _target_gate(*parts: object) -> str:
     return f"target:{_digest(*parts)}"
+
+
+def machine_gate(workload: Workload) -> str:
+    """Whoever makes, needs or removes what backups keep at a machine; a restore in place has it, too."""
+    return _target_gate(workload.pk) if workload.platform.holds_machines else ""
 
 
 def _digest(*parts: object) -> str:
@@ -165,6 +171,7 @@ def _storing(
         protocol.BackupSpec,
         repository=repository,
         shares=repository_gate(repository),
+        excludes=machine_gate(workload),
         requires=[*on_node(workload.platform.node), f"driver:{spec['source'].driver}"],
         **_load(workload.platform, workload.facts.get("host", "")),
     )
@@ -370,10 +377,40 @@ def probe_platform(platform: Platform, now: datetime, **facts: Any) -> Made:
     return made, [task(made, 0, TaskKind.PROBE, spec, protocol.ProbeSpec, requires=_for_platform(platform))]
 
 
-def discover(platform: Platform, now: datetime, *, key: str | None = None, **facts: Any) -> Made:
+def discover(
+    platform: Platform, now: datetime, *, thorough: bool = False, key: str | None = None, **facts: Any
+) -> Made:
     title = _("Look for machines on %(name)s") % {"name": platform.name}
     made = job(JobKind.DISCOVER, platform.tenant_id, title, now, key=key, platform=platform, **facts)
-    return made, [task(made, 0, TaskKind.DISCOVER, {}, protocol.DiscoverSpec, requires=_for_platform(platform))]
+    return made, [
+        task(
+            made, 0, TaskKind.DISCOVER, {"thorough": thorough}, protocol.DiscoverSpec, requires=_for_platform(platform)
+        )
+    ]
+
+
+def remove_traces(
+    workload: Workload,
+    rows: Iterable[Trace],
+    now: datetime,
+    *,
+    snapshots_only: bool = False,
+    key: str | None = None,
+    **facts: Any,
+) -> Made:
+    title = _("Remove what is kept at %(name)s") % {"name": workload.name}
+    platform = workload.platform
+    made = job(
+        JobKind.REMOVE_TRACES, workload.tenant_id, title, now, key=key, workload=workload, platform=platform, **facts
+    )
+    spec = {
+        "machine": sources.backup_source(workload).machine,
+        "marks": sorted({row.owner for row in rows}),
+        "bitmaps": not snapshots_only,
+        "snapshots": platform.kind != PlatformKind.KVM or any(row.in_cluster for row in rows),
+    }
+    alone = {"excludes": machine_gate(workload), "requires": _for_platform(platform)}
+    return made, [task(made, 0, TaskKind.REMOVE_TRACES, spec, protocol.RemoveTracesSpec, **alone)]
 
 
 def _for_platform(platform: Platform) -> list[str]:

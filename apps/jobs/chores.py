@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from apps.catalog import protection
 from apps.iam import audit
-from apps.jobs import discovery, expiry, lease, maintenance, planner, spool
+from apps.jobs import discovery, expiry, lease, maintenance, planner, spool, traces
 from apps.jobs import objectives as promises
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ def plan() -> None:
         log.info("planned %s backups", made)
     discovery.plan(now)
     discovery.follow(now)
+    if removals := traces.plan(now):
+        log.info("planned %s removals of what is kept on platforms", removals)
     if looked := maintenance.plan(now):
         log.info("planned %s jobs of maintenance", looked)
 

@@ -14,9 +14,10 @@ from uuid import UUID
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from apps.catalog import traces
 from apps.errors import Invalid
 from apps.inventory import discovery
-from apps.inventory.models import MACHINES, Platform
+from apps.inventory.models import MACHINES, Platform, Workload
 from apps.jobs import objectives, publish
 from apps.jobs.faults import Fault
 from apps.jobs.models import Job, Task
@@ -31,6 +32,8 @@ def piece(task: Task, machines: Sequence[MachineFacts], now: datetime) -> None:
     if task.kind != TaskKind.DISCOVER or task.job.platform_id is None:
         raise Invalid(_("This task does not look for machines."))
     new = discovery.write_down(task.job.platform_id, task.pk, machines, now)
+    told = {discovery.plain(one.id): one.traces for one in machines if one.traces is not None}
+    traces.found(Workload.objects.filter(platform=task.job.platform_id, external_id__in=told), told, now)
     if new:
         objectives.refresh(new, now)
         publish.nudge(task.job.tenant_id, "platforms")

@@ -86,6 +86,7 @@ def word(key: str) -> str:
         "forget": _("Remove"),
         "fetch": _("Restore"),
         "prune": _("Reclaim space"),
+        "remove-traces": _("Remove"),
     }
     return words.get(key, key.capitalize())
 

@@ -105,7 +105,8 @@ def _let_pass(now: datetime) -> dict[str, datetime]:
     the gate does not start. Only for tasks that a node could begin now, and not for ever: a run of many hours that
     is inside already must not make all others miss their start windows."""
     turns: dict[str, datetime] = {}
-    waiting = _ripe(now).exclude(excludes="").filter(available_at__lte=now - GATE_PATIENCE)
+    # Only a repository is shared: whoever waits for another gate has nobody to let him pass.
+    waiting = _ripe(now).filter(excludes__startswith="repository:", available_at__lte=now - GATE_PATIENCE)
     for task in waiting.select_related("job", "repository__destination", "after").order_by("available_at")[:LOOK_AT]:
         is_turn = (now - task.available_at) % (GATE_PATIENCE + GATE_TURN) >= GATE_PATIENCE
         if is_turn and task.excludes not in turns and _somebody_could(task, now):

@@ -23,6 +23,7 @@ from apps.inventory.models import Destination, Platform, Repository, RepositoryS
 from apps.jobs import building, expiry, lease, objectives
 from apps.jobs.models import OPEN, Job, JobKind, Task, Trigger
 from apps.jobs.restores import browse, copy_of, download, restore
+from apps.jobs.traces import remove as remove_traces
 from apps.policies import commands
 from apps.policies.assignment import policy_of
 from apps.policies.models import Policy, Staging
@@ -42,6 +43,7 @@ __all__ = [
     "open_backup",
     "probe_workload",
     "prune",
+    "remove_traces",
     "restore",
     "retry",
     "test_destination",
@@ -202,8 +204,8 @@ def test_platform(user: User, platform: Platform) -> Job:
     return _start(user, "platform.tested", platform, made, tasks)
 
 
-def discover(user: User, platform: Platform) -> Job:
-    """Look for machines now."""
+def discover(user: User, platform: Platform, *, thorough: bool = False) -> Job:
+    """Look for machines now. ``thorough``: running machines are asked for what backups keep at them, too."""
     access.require(user, Right.OPERATE, platform)
     if not platform.holds_machines:
         raise Invalid(_("On a platform of this kind nothing is looked for; what it holds is added by hand."))
@@ -213,7 +215,7 @@ def discover(user: User, platform: Platform) -> Job:
             raise Conflict(
                 _("Machines are being looked for already."), hint=_("Watch it on its job page."), code="already-running"
             )
-        made, tasks = building.discover(platform, timezone.now(), requested_by=user)
+        made, tasks = building.discover(platform, timezone.now(), thorough=thorough, requested_by=user)
         return _start(user, "platform.discovery-requested", platform, made, tasks)
 
 
@@ -277,7 +279,9 @@ def _again(user: User, job: Job) -> Job:
     if job.kind == JobKind.PROBE:
         return _probe_again(user, job)
     if job.kind == JobKind.DISCOVER and job.platform:
-        return discover(user, job.platform)
+        return discover(user, job.platform, thorough=bool(spec.get("thorough")))
+    if job.kind == JobKind.REMOVE_TRACES and workload:
+        return remove_traces(user, workload, list(workload.traces.filter(owner__in=spec.get("marks", []))))
     if point is not None and first is not None:
         ways: dict[str, Callable[[], Job]] = {
             JobKind.RESTORE: lambda: _restore_again(user, point, first),

@@ -12,7 +12,7 @@ from uuid import UUID
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from apps.catalog import ingest
+from apps.catalog import ingest, traces
 from apps.errors import Invalid
 from apps.inventory.models import Destination, Repository, RepositoryState
 from apps.jobs import discovered, publish, spool
@@ -31,6 +31,7 @@ from node_agent.protocol import (
     Placed,
     ProbeResult,
     PruneResult,
+    RemoveTracesResult,
     RestoreResult,
     Result,
     TaskKind,
@@ -52,6 +53,7 @@ FITS: dict[TaskKind, type] = {
     TaskKind.FORGET: ForgetResult,
     TaskKind.VERIFY: VerifyResult,
     TaskKind.PRUNE: PruneResult,
+    TaskKind.REMOVE_TRACES: RemoveTracesResult,
 }
 
 
@@ -86,6 +88,9 @@ def record(job: Job, task: Task, report: CompleteReport, now: datetime) -> Fault
         return _probe(job, result, now)
     elif isinstance(result, DiscoverResult):
         return discovered.completed(job, task, result, now)
+    elif isinstance(result, RemoveTracesResult) and job.workload is not None:
+        traces.removed(job.workload, task.spec["marks"], bitmaps=task.spec["bitmaps"])
+        publish.nudge(job.tenant_id, "platforms")
     elif isinstance(result, DownloadResult):
         spool.finish(task, result, now)
     return None
@@ -107,6 +112,8 @@ def _backup(job: Job, task: Task, report: CompleteReport, result: BackupResult, 
         now=now,
     )
     Job.objects.filter(pk=job.pk).update(restore_point=job.restore_point)
+    if job.workload.platform.holds_machines:
+        traces.kept(job.workload, task.repository, result.kept, now)
     publish.nudge(job.tenant_id, "points")
 
 
@@ -177,5 +184,7 @@ def came_to_nothing(task: Task, fault: Fault, now: datetime) -> None:
         Destination.objects.filter(pk=task.job.destination_id).update(tested_at=now, problem=fault.message[:500])
     elif task.kind in (TaskKind.PROBE, TaskKind.DISCOVER) and task.job.platform_id is not None:
         discovered.failed(task.job.platform_id, TaskKind(task.kind), fault, now)
+    elif task.kind == TaskKind.REMOVE_TRACES and task.job.workload is not None:
+        traces.not_removed(task.job.workload, task.spec["marks"], fault.message, now)
     elif task.kind == TaskKind.FORGET and task.repository is not None:
         ingest.give_back(task.repository, task.spec.get("snapshot_ids", []), fault.message, now=now)

@@ -29,7 +29,6 @@ Both sides import this module, so that they cannot drift. Rules of the wire:
 
 from __future__ import annotations
 
-from node_agent.items import owner_of
 from node_agent.protocol.host_keys import fingerprint
 from node_agent.protocol.kinds import (
     LEASE_CLASS,
@@ -59,6 +58,7 @@ from node_agent.protocol.lists import (
     MachineFacts,
     TraceFacts,
 )
+from node_agent.protocol.owners import owner_of
 from node_agent.protocol.reports import (
     BackupResult,
     CompleteReport,

@@ -30,8 +30,8 @@ from node_agent.drivers.ceph.snapshots import kept_by_owner
 from node_agent.drivers.ceph.source import DISK, ImageRef, RbdRequest, open_images, remove_traces
 from node_agent.drivers.ceph.undo import heal
 from node_agent.errors import BrsError
-from node_agent.items import Extent, Issue, owner_of
-from node_agent.protocol import PlatformAccess
+from node_agent.items import Extent, Issue
+from node_agent.protocol import PlatformAccess, owner_of
 from node_agent.tasks.context import TaskContext
 
 

@@ -23,7 +23,8 @@ def make_platform(house: House, name: str = "kvm", **facts: Any) -> Platform:
     house.node.drivers = ["files", "image", "kvm"]
     house.node.save()
     told: dict[str, Any] = {"addresses": ["kvm1.example"], "login": "root", "host_keys": {"kvm1.example": KEY}}
-    platform = Platform(tenant=house.tenant, kind=PlatformKind.KVM, name=name, node=house.node, **{**told, **facts})
+    told |= {"kind": PlatformKind.KVM, "node": house.node}
+    platform = Platform(tenant=house.tenant, name=name, **{**told, **facts})
     platforms.set_secrets(platform, {"password": SECRET})
     platform.save()
     return platform

@@ -18,7 +18,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 from pydantic import TypeAdapter, ValidationError
 
-from apps.catalog import ingest
+from apps.catalog import ingest, traces
 from apps.errors import Conflict, DomainError, LeaseLost
 from apps.inventory import platforms, presence, repositories, stores
 from apps.inventory.models import Node, Platform
@@ -31,7 +31,8 @@ from node_agent.protocol import LeaseClass, LeasedTask, LeaseReply, LeaseRequest
 log = logging.getLogger(__name__)
 SPEC: TypeAdapter[Any] = TypeAdapter(Spec)
 WITH_PARENT = (TaskKind.BACKUP.value, TaskKind.STORE.value)
-ON_PLATFORM = (TaskKind.BACKUP.value, TaskKind.PROBE.value, TaskKind.DISCOVER.value, TaskKind.RESTORE.value)
+LOGS_IN = (TaskKind.DISCOVER.value, TaskKind.REMOVE_TRACES.value)  # only ever to a platform
+ON_PLATFORM = (TaskKind.BACKUP.value, TaskKind.PROBE.value, TaskKind.RESTORE.value, *LOGS_IN)
 NO_REPOSITORY_FIELD = (TaskKind.PROBE.value, TaskKind.EXPORT.value, TaskKind.IMPORT.value)
 
 
@@ -173,9 +174,18 @@ def _take(node: Node, task: Task, request: LeaseRequest, now: datetime) -> bool:
             leased_at=now,
             progress_at=None,
         )
+        _remember_traces(job, current)
         moves.settle(job, now)
         task.__dict__.update(current.__dict__)
         return True
+
+
+def _remember_traces(job: Job, task: Task) -> None:
+    """Before the run can leave anything on the platform."""
+    workload, repository = job.workload, task.repository
+    if task.kind != TaskKind.BACKUP or workload is None or repository is None or not workload.platform.holds_machines:
+        return
+    traces.begun(workload, repository, in_cluster="rbd-snapshots" in workload.platform.options)
 
 
 def lock_gates(task: Task) -> None:
@@ -251,7 +261,7 @@ def _platform(task: Task) -> Platform | None:
             raise Conflict(_("The platform to restore to has been deleted."), hint=_("Restore to another one."))
         return found
     platform = task.job.platform
-    if task.kind == TaskKind.DISCOVER and platform is None:
+    if task.kind in LOGS_IN and platform is None:
         raise Conflict(_("The platform has been deleted."), hint="")
     return platform if platform is not None and platform.holds_machines and task.kind in ON_PLATFORM else None
 

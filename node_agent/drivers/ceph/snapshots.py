@@ -1,8 +1,8 @@
 """Snapshots of ours on images: how they are named, made, found again and removed. Those of others are never touched.
 
-A name is ``brs-<owner>-<number>``, the owner being the repository's mark, or :func:`node_agent.items.owner_of`, so that
-two servers, or two repositories of one server, do not take each other's for their own. Ours is what has such a name
-and our owner. A snapshot is removed by its id after its name was seen beside it.
+A name is ``brs-<owner>-<number>``, the owner being the repository's mark, or :func:`node_agent.protocol.owner_of`, so
+that two servers, or two repositories of one server, do not take each other's for their own. Ours is what has such a
+name and our owner. A snapshot is removed by its id after its name was seen beside it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.inventory import Vm
 from node_agent.drivers.libvirt.rbd import RbdSource, key_of
 from node_agent.errors import BrsError
-from node_agent.items import owner_of
+from node_agent.protocol import owner_of
 
 logger = logging.getLogger(__name__)
 
