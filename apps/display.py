@@ -69,6 +69,10 @@ LOOKS: dict[str, Look] = {
     # machines
     "confirm": Look("warn", "verified_user", gettext_lazy("Confirm its key")),
     "gone": Look("warn", "cloud_off", gettext_lazy("Gone")),
+    # what is kept on platforms
+    "needed": Look("ok", "check_circle", gettext_lazy("Needed")),
+    "unneeded": Look("idle", "auto_delete", gettext_lazy("Not needed")),
+    "foreign": Look("warn", "help", gettext_lazy("Unknown mark")),
     # destinations
     "untested": Look("idle", "help", gettext_lazy("Not tested yet")),
     "fine": Look("ok", "check_circle", gettext_lazy("Fine")),

@@ -183,6 +183,7 @@ def navigation(_request: HttpRequest) -> list[dict[str, Any]]:
                 _item(_("Destinations"), "hard_drive", "inventory_destination_changelist"),
                 _item(_("Repositories"), "inventory_2", "inventory_repository_changelist"),
                 _item(_("Restore points"), "history", "catalog_restorepoint_changelist"),
+                _item(_("Kept snapshots"), "photo_camera", "catalog_trace_changelist"),
             ],
         },
         {

@@ -32,6 +32,7 @@ router.register("destinations", inventory.DestinationViewSet, "destination")
 router.register("repositories", inventory.RepositoryViewSet, "repository")
 router.register("policies", policies.PolicyViewSet, "policy")
 router.register("restore-points", catalog.RestorePointViewSet, "restorepoint")
+router.register("kept-snapshots", catalog.TraceViewSet, "trace")
 router.register("jobs", jobs.JobViewSet, "job")
 router.register("downloads", jobs.DownloadViewSet, "download")
 

@@ -11,6 +11,7 @@ from django.db.models import Model
 from django.test import Client
 from django.utils import timezone
 
+from apps.catalog.models import Trace
 from apps.iam import audit, tokens
 from apps.iam.models import Membership, User
 from apps.inventory.models import EnrolmentCode
@@ -106,6 +107,7 @@ def alphas_things(world: World) -> dict[str, Model]:
         "repository": alpha.repository,
         "policy": alpha.policy,
         "restorepoint": alpha.point,
+        "trace": Trace.objects.create(workload=alpha.workload, owner="feedbeef", names=["brs-feedbeef-1 (vda)"]),
         "job": alpha.job,
         "download": download,
     }

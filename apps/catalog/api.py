@@ -16,10 +16,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.catalog import browse
-from apps.catalog.models import CopyState, PointCopy, PointOutcome, RestorePoint
+from apps.catalog.models import CopyState, PointCopy, PointOutcome, RestorePoint, Trace
 from apps.errors import Conflict
 from apps.iam.api_fields import NoBody, PlainObjectField, ScopedField, ScopedSerializer, StrictSerializer
-from apps.iam.api_http import LIMIT_DEFAULT, LIMIT_MOST, OFFSET_MOST, ApiFilters, whole_number
+from apps.iam.api_http import LIMIT_DEFAULT, LIMIT_MOST, OFFSET_MOST, ApiFilters, TrueFalse, whole_number
 from apps.iam.api_scope import ReadScopedViewSet
 from apps.inventory.models import Node, Platform
 from apps.jobs import requests
@@ -300,3 +300,72 @@ class RestorePointViewSet(ReadScopedViewSet):
         point = self.get_object()
         typed = self.body(DeletePointSerializer)["typed_name"]
         return start(request, lambda: requests.delete_point(request.user, point, typed))
+
+
+class TraceSerializer(ScopedSerializer):
+    workload_name = serializers.CharField(source="workload.name", read_only=True)
+    platform = serializers.UUIDField(source="workload.platform_id", read_only=True)
+
+    class Meta:
+        model = Trace
+        fields = (
+            "id",
+            "workload",
+            "workload_name",
+            "platform",
+            "repository",
+            "owner",
+            "names",
+            "by_backup",
+            "told_at",
+            "unneeded_since",
+            "tried_at",
+            "problem",
+            "created_at",
+        )
+        read_only_fields = fields
+
+
+class TraceFilters(ApiFilters):
+    platform = filters.UUIDFilter("workload__platform", label="on this platform")
+    unneeded = TrueFalse("unneeded_since", lookup_expr="isnull", exclude=True, label="no schedule needs it any more")
+
+    class Meta(ApiFilters.Meta):
+        model = Trace
+        fields = ("workload", "repository", "owner", "by_backup")
+
+
+class RemoveManySerializer(StrictSerializer):
+    kept = ScopedField(queryset=Trace.objects.all(), many=True, allow_empty=False, help_text="Of one workload.")
+
+    def validate_kept(self, kept: list[Trace]) -> list[Trace]:
+        if len({one.workload_id for one in kept}) > 1:
+            raise serializers.ValidationError(_("They must be of one workload: each is a job of its own."))
+        return kept
+
+
+class TraceViewSet(ReadScopedViewSet):
+    """Kept snapshots: what backups of machines left on their platforms, and what was found there."""
+
+    queryset = Trace.objects.select_related("workload")
+    serializer_class = TraceSerializer
+    filterset_class = TraceFilters
+    search_fields = ("workload__name", "owner")
+    ordering_fields = ("workload__name", "told_at", "unneeded_since")
+    ordering = ("workload__name", "owner", "pk")
+
+    @long_work(NoBody)
+    @action(detail=True, methods=["post"])
+    def remove(self, request: Request, pk: str) -> Response:
+        """Removes it from the platform, as a job. Without a repository it may be another server's: then it takes the
+        right to configure the workload."""
+        trace = self.get_object()
+        self.body(NoBody)
+        return start(request, lambda: requests.remove_traces(request.user, trace.workload, [trace]))
+
+    @long_work(RemoveManySerializer, operation_id="kept_snapshots_remove_many")
+    @action(detail=False, methods=["post"], url_path="remove", url_name="remove-many")
+    def remove_many(self, request: Request) -> Response:
+        """Removes several of one workload, as one job."""
+        rows = self.body(RemoveManySerializer)["kept"]
+        return start(request, lambda: requests.remove_traces(request.user, rows[0].workload, rows))

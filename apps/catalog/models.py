@@ -123,8 +123,8 @@ class Trace(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        verbose_name = _("kept for increments")
-        verbose_name_plural = _("kept for increments")
+        verbose_name = _("kept snapshot")
+        verbose_name_plural = _("kept snapshots")
         ordering = ["workload__name", "owner"]
         constraints = [models.UniqueConstraint(fields=["workload", "owner"], name="trace_once")]
 

@@ -9,8 +9,9 @@ What bears the mark of another tenant's repository is that tenant's: it is never
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.db.models import Q, QuerySet
 
@@ -55,39 +56,34 @@ def kept(workload: Workload, repository: Repository, names: Sequence[str] | None
 # --- looks --------------------------------------------------------------------------------------------
 
 
-def found(workloads: Iterable[Workload], told: dict[str, Sequence[TraceFacts]], now: datetime) -> None:
+def found(workloads: Iterable[Workload], told: Mapping[str, Sequence[TraceFacts]], now: datetime) -> None:
     """``told``: by the machine's id, all that it bears. A machine that is not among them was not looked at."""
-    looked = [workload for workload in workloads if workload.external_id in told]
-    marks = {fact.owner for facts in told.values() for fact in facts}
-    owners = {mark(one): one for one in Repository.objects.exclude(repository_id="") if mark(one) in marks}
-    known = _known()
-    for workload in looked:
-        here = {fact.owner: fact for fact in told[workload.external_id]}
-        rows = Trace.objects.filter(workload=workload)
-        rows.filter(by_backup=False).exclude(owner__in=here).delete()
-        for owner, fact in here.items():
-            _write(workload, rows.filter(owner=owner).first(), fact, owners.get(owner), known, now)
-
-
-def _write(
-    workload: Workload,
-    row: Trace | None,
-    fact: TraceFacts,
-    repository: Repository | None,
-    known: set[tuple[str, str]],
-    now: datetime,
-) -> None:
-    if row is not None:
-        row.told_at = now
+    looked = {workload.pk: workload for workload in workloads if workload.external_id in told}
+    rows = {(row.workload_id, row.owner): row for row in Trace.objects.filter(workload__in=looked)}
+    here = {(pk, fact.owner): fact for pk, one in looked.items() for fact in told[one.external_id]}
+    went = [row.pk for key, row in rows.items() if key not in here and not row.by_backup]
+    Trace.objects.filter(pk__in=went, by_backup=False).delete()
+    for key in rows.keys() & here.keys():
+        row = rows[key]
+        facts: dict[str, Any] = {"told_at": now}
         if not row.by_backup or not row.names:  # a run has told all; a look may not see all of it
-            row.names = _plain(fact.names)
-        row.save(update_fields=["told_at", "names"])
-        return
-    elsewhere = repository is not None and repository.tenant_id != workload.tenant_id
-    if elsewhere or (workload.external_id, fact.owner) in known or ("", fact.owner) in known:
-        return
-    facts = {"repository": repository, "names": _plain(fact.names), "told_at": now}
-    Trace.objects.get_or_create(workload=workload, owner=fact.owner, defaults=facts)  # a run may begin just now
+            facts["names"] = _plain(here[key].names)
+        Trace.objects.filter(pk=row.pk).update(**facts)
+    new = [(looked[pk], fact) for (pk, owner), fact in here.items() if (pk, owner) not in rows]
+    if new:
+        _add(new, now)
+
+
+def _add(new: Sequence[tuple[Workload, TraceFacts]], now: datetime) -> None:
+    known = _known()
+    owners = {mark(one): one for one in Repository.objects.exclude(repository_id="")}
+    for workload, fact in new:
+        repository = owners.get(fact.owner)
+        elsewhere = repository is not None and repository.tenant_id != workload.tenant_id
+        if elsewhere or (workload.external_id, fact.owner) in known or ("", fact.owner) in known:
+            continue
+        facts = {"repository": repository, "names": _plain(fact.names), "told_at": now}
+        Trace.objects.get_or_create(workload=workload, owner=fact.owner, defaults=facts)  # a run may begin just now
 
 
 def _known() -> set[tuple[str, str]]:

@@ -175,11 +175,11 @@ def _dedupe_key(request: Request, key: str) -> str:
     return f"api:{request.user.pk}:{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def long_work(body: Any, description: str | None = None) -> Callable[[Any], Any]:
+def long_work(body: Any, **schema: Any) -> Callable[[Any], Any]:
     """The schema of an action that answers 202 with its job."""
     return extend_schema(
         request=body,
-        description=description,
+        **schema,
         responses={202: OpenApiResponse(JobDetailSerializer, description="Accepted; Location names the job.")},
         parameters=[
             OpenApiParameter(

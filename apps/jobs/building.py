@@ -398,7 +398,7 @@ def remove_traces(
     key: str | None = None,
     **facts: Any,
 ) -> Made:
-    title = _("Remove what is kept at %(name)s") % {"name": workload.name}
+    title = _("Remove kept snapshots of %(name)s") % {"name": workload.name}
     platform = workload.platform
     made = job(
         JobKind.REMOVE_TRACES, workload.tenant_id, title, now, key=key, workload=workload, platform=platform, **facts

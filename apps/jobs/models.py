@@ -29,7 +29,7 @@ class JobKind(models.TextChoices):
     INIT = "init", _("Prepare repository")
     PROBE = "probe", _("Connection test")
     DISCOVER = "discover", _("Look for machines")
-    REMOVE_TRACES = "remove-traces", _("Remove what is kept")
+    REMOVE_TRACES = "remove-traces", _("Remove kept snapshots")
 
 
 class State(models.TextChoices):

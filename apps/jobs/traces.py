@@ -64,7 +64,7 @@ def remove(user: User, workload: Workload, rows: list[Trace]) -> Job:
     if not rows:
         raise Conflict(
             _("Nothing is kept at “%(name)s”.") % {"name": workload},
-            hint=_("“Look for what is kept” on its platform's page asks the platform itself."),
+            hint=_("“Look for kept snapshots” on its platform's page asks the platform itself."),
             code="nothing-kept",
         )
     if any(row.workload_id != workload.pk for row in rows):
@@ -97,7 +97,7 @@ def _kept() -> QuerySet[Trace]:
 
 def _is_needed() -> Exists:
     """A machine that two platforms reach is one: what the one keeps, the other one's backups build upon."""
-    runs = Schedule.objects.filter(enabled=True, policy__enabled=True, policy__tenant__is_active=True)
+    runs = Schedule.objects.filter(enabled=True, policy__enabled=True)
     machine = "policy__assignments__workload__"
     return Exists(
         runs.filter(

@@ -13,7 +13,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from apps.catalog.models import CopyState, PointCopy, Protection, ProtectionState
+from apps.catalog.models import CopyState, PointCopy, Protection, ProtectionState, Trace
 from apps.iam import access
 from apps.iam.access import Right
 from apps.iam.models import User
@@ -37,8 +37,8 @@ class Alert:
 
 
 def alerts(user: User, now: datetime) -> list[Alert]:
-    found = [*_nodes(user, now), *_stores(user), *_copies(user), *_workloads(user), *_jobs(user, now), *_kits(user)]
-    return sorted(found, key=lambda alert: alert.tone != "bad")
+    found = [*_nodes(user, now), *_stores(user), *_copies(user), *_workloads(user), *_jobs(user, now)]
+    return sorted([*found, *_kept(user), *_kits(user)], key=lambda alert: alert.tone != "bad")
 
 
 def _page(obj: Model) -> str:
@@ -122,6 +122,19 @@ def _jobs(user: User, now: datetime) -> Iterator[Alert]:
     for job in stuck[:3]:
         title = _("Waiting: %s") % job
         yield Alert("warn", "hourglass_top", title, job.waiting_for, _page(job), _("See the job"))
+
+
+def _kept(user: User) -> Iterator[Alert]:
+    rows = list(access.visible(user, Trace).exclude(problem="").select_related("workload"))
+    if rows:
+        title = ngettext(
+            "Kept snapshots of %d machine could not be removed",
+            "Kept snapshots of %d machines could not be removed",
+            len(rows),
+        )
+        detail = f"{_names([row.workload for row in rows])}: {rows[0].problem}"
+        only = _page(rows[0]) if len(rows) == 1 else _list("catalog_trace", needed="no")
+        yield Alert("warn", "photo_camera", title % len(rows), detail, only, _("See why"))
 
 
 def _kits(user: User) -> Iterator[Alert]:

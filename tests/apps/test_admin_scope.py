@@ -11,6 +11,7 @@ from django.db.models import Model
 from django.test import Client
 from django.urls import reverse
 
+from apps.catalog.models import Trace
 from apps.iam import audit
 from apps.iam.admin_scope import ScopedAdmin, scoped_filter
 from apps.iam.models import ApiToken, AuditEvent, Membership
@@ -42,6 +43,7 @@ def things(world) -> dict[type[Model], Model]:
     found[type(world.owner)] = world.owner
     found[type(world.alpha.tenant)] = world.alpha.tenant
     found[Membership] = Membership.objects.get(user=world.owner)
+    found[Trace] = Trace.objects.create(workload=world.alpha.workload, owner="feedbeef", names=["brs-feedbeef-1"])
     found[AuditEvent] = audit.record(world.owner, "alpha.touched", world.alpha.workload)
     return found
 

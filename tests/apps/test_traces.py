@@ -18,6 +18,7 @@ from apps.jobs import chores, placement, requests, traces
 from apps.jobs.models import Job, JobKind, State
 from apps.policies import assignment
 from apps.policies.models import Assignment, Schedule
+from apps.reports import alerts
 from node_agent.protocol import RemoveTracesResult, TraceFacts, owner_of
 from tests.apps.acting import ActingNode, backup_result
 from tests.apps.clouds import find, machine, make_platform, workload
@@ -185,7 +186,7 @@ def test_never_beside_a_backup_in_whichever_order_they_come(world, kvm):
     requests.backup_now(world.admin, workload(kvm))
     assert node.take() is None, "they hold one gate"
     backup = Job.objects.get(kind=JobKind.BACKUP, state=State.QUEUED)
-    assert "Remove what is kept" in placement.why_waiting(backup.tasks.get(), timezone.now())
+    assert "Remove kept snapshots" in placement.why_waiting(backup.tasks.get(), timezone.now())
     node.complete(removal, RemoveTracesResult(removed=["brs-2"]))
     taken = node.take()
     assert taken is not None and taken.spec.kind == "backup"
@@ -212,6 +213,9 @@ def test_an_unreachable_platform_is_told_and_tried_again_after_a_while(world, kv
     node.fail(node.take(), "The hypervisor does not answer.")
     row = Trace.objects.get()
     assert row.problem == "The hypervisor does not answer." and row.tried_at
+    [said] = [one for one in alerts.alerts(world.owner, later(0)) if one.icon == "photo_camera"]
+    assert "could not be removed" in said.title and said.detail == "web01: The hypervisor does not answer."
+    assert not [one for one in alerts.alerts(world.stranger, later(0)) if one.icon == "photo_camera"]
     assert traces.plan(later(5)) == 0
     assert traces.plan(later(6.5)) == 1
     carry_out(world, gone=True)
@@ -257,9 +261,9 @@ def test_a_platform_that_wants_no_snapshots_in_ceph_any_more_loses_those_alone(w
 def test_whoever_operates_a_workload_removes_what_is_kept_at_it_and_nobody_else(world, kvm, mark):
     back_up(world, kvm)
     mine = workload(kvm)
-    for person, refusal in ((world.viewer, Denied), (world.stranger, NotFound), (world.nobody, NotFound)):
+    for who, refusal in ((world.viewer, Denied), (world.stranger, NotFound), (world.nobody, NotFound)):
         with pytest.raises(refusal):
-            requests.remove_traces(person, mine, traces.of_backups(mine))
+            requests.remove_traces(who, mine, traces.of_backups(mine))
     job = requests.remove_traces(world.operator, mine, traces.of_backups(mine))
     assert job.requested_by == world.operator
     event = AuditEvent.objects.get(verb="traces.removal-requested")
@@ -313,7 +317,7 @@ def test_what_runs_keep_is_no_find_whichever_way_it_is_seen(world, kvm, mark):
     find(world.alpha, twin, [machine(1, "twin", traces=[bears(mark, "brs-1 (vda)")])])
     hashed = owner_of(mark, machine(1).id)  # at an image of a disk of the machine, seen by its cluster's platform
     cluster = make_platform(world.alpha, "ceph", kind=PlatformKind.RBD, options={"fsid": "x", "pools": "vms"})
-    type(world.alpha.node).objects.filter(pk=world.alpha.node.pk).update(drivers=["rbd"])
+    type(world.alpha.node).objects.filter(pk=world.alpha.node.pk).update(drivers=["kvm", "rbd"])
     find(world.alpha, cluster, [machine(7, "vm-disk", traces=[bears(hashed, f"vms/a@brs-{hashed}-1")])])
     assert Trace.objects.count() == 1
     find(world.alpha, kvm, [machine(1, traces=[])])

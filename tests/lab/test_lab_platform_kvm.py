@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.drivers import libvirt
 from node_agent.protocol import MachineTarget, PlatformAccess
 from tests.lab.kvm_world import Protected
 from tests.lab.libvirt import Lab
@@ -91,3 +92,21 @@ def test_what_is_kept_is_told_and_removed_and_another_tools_checkpoint_stands(
     raw = bench.folder / "truth.raw"
     lab.shell(f"qemu-img convert -O raw {image} {raw}")
     assert bench.content(stopped, "vda") == raw.read_bytes()
+
+
+@pytest.mark.timeout(280)
+def test_the_hypervisor_alone_removes_what_is_kept_from_a_machine_that_runs_and_one_that_does_not(
+    lab: Lab, protected: Callable[..., Protected], bench: Bench
+) -> None:
+    guest = protected("alone", "mixed").guest
+    script = f"sh {Path(libvirt.__file__).parent}/remove-traces.sh"
+    machine = bench.discover()[guest.name]
+    bench.back_up(machine)
+    assert lab.shell(f"{script} {guest.name} 11111111").split()[0] == "Nothing"
+    assert f"removed brs-{bench.mark}-1 (" in lab.shell(f"{script} {guest.name} {bench.mark}")
+    assert bench.traces(guest.name) == {}
+    kept = bench.back_up(machine).kept
+    guest.destroy()
+    assert bench.traces(guest.name) == {bench.mark: kept}
+    assert "removed brs-" in lab.shell(f"{script} {guest.uuid}") and bench.traces(guest.name) == {}
+    assert "Nothing is kept" in lab.shell(f"{script} {guest.uuid}")

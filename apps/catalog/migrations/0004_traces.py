@@ -30,8 +30,8 @@ class Migration(migrations.Migration):
                 ('workload', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='traces', to='inventory.workload', verbose_name='workload')),
             ],
             options={
-                'verbose_name': 'kept for increments',
-                'verbose_name_plural': 'kept for increments',
+                'verbose_name': 'kept snapshot',
+                'verbose_name_plural': 'kept snapshots',
                 'ordering': ['workload__name', 'owner'],
                 'constraints': [models.UniqueConstraint(fields=('workload', 'owner'), name='trace_once')],
             },

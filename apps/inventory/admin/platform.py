@@ -23,6 +23,9 @@ from unfold.widgets import (
 )
 
 from apps import display as look
+from apps.catalog import traces as catalog_traces
+from apps.catalog.admin import traces
+from apps.catalog.models import Trace
 from apps.errors import DomainError
 from apps.iam import access
 from apps.iam.access import Right
@@ -244,6 +247,17 @@ class PlatformAdmin(GrantedAdmin):
             question=gettext_lazy("The node asks the platform what machines there are. Nothing is changed there."),
             when=lambda platform: platform.holds_machines and bool(platform.tested_at) and not platform.problem,
         ),
+        "traces": Verb(
+            label=gettext_lazy("Look for kept snapshots"),
+            icon="photo_camera",
+            right=Right.OPERATE,
+            run=lambda request, platform, _data: requests.discover(request.user, platform, thorough=True),
+            question=gettext_lazy(
+                "As “Look for machines”, which also finds what backups keep; besides, running machines are asked what "
+                "they hold. libvirt then notes “tainted: custom-monitor” in their logs, nothing else."
+            ),
+            when=lambda platform: platform.holds_machines and bool(platform.tested_at) and not platform.problem,
+        ),
         "test": Verb(
             label=gettext_lazy("Test the connection"),
             icon="network_check",
@@ -334,6 +348,7 @@ class PlatformAdmin(GrantedAdmin):
             "looking": jobs.filter(kind=JobKind.DISCOVER, state__in=OPEN).first(),
             "told": [(LABELS.get(name, name).split(" (")[0], value) for name, value in (obj.options or {}).items()],
             "secrets": [LABELS.get(name, name) for name in obj.secret_names],
+            "kept": _not_needed(request, obj),
             "subtitle": obj.get_kind_display(),
         }
 
@@ -350,6 +365,17 @@ def _of(kind: str) -> list[str]:
     """The fields that a platform of this kind has."""
     names = (*platforms.KINDS[kind].secrets, *platforms.KINDS[kind].options)
     return [name for name in MACHINE_FIELDS if name not in TOLD or TOLD[name] in names]
+
+
+def _not_needed(request: HttpRequest, platform: Platform) -> list[dict[str, Any]]:
+    """What backups left there that nothing will be built upon, each with the way to remove it."""
+    rows = access.visible(request.user, Trace).filter(catalog_traces.not_needed(), workload__platform=platform)
+    own = admin.site._registry[Trace]
+    return [
+        {"row": row, "state": traces.state_of(row), "why": traces.why(row), "names": traces.shown(row),
+         "verbs": own.verbs_for(request, row)}
+        for row in rows.select_related("workload")[:SHOWN]
+    ]  # fmt: skip
 
 
 def _checks(test: Job | None) -> list[dict[str, Any]]:

@@ -29,13 +29,14 @@ from apps.iam.admin_scope import Empty, Verb
 from apps.inventory import exclusion, sources
 from apps.inventory.admin.workload_forms import MachineForm, ReasonForm, WorkloadForm, policy_form
 from apps.inventory.models import Workload
-from apps.jobs import objectives, requests
+from apps.jobs import objectives, requests, traces
 from apps.jobs.models import OPEN, Job, JobKind, State
 from apps.policies import assignment
 from apps.policies.models import Policy
 from apps.reports import figures, timeline
 
 RUNS = 10
+SHOWN_RUNS = (JobKind.BACKUP, JobKind.RESTORE, JobKind.REMOVE_TRACES)
 
 
 class StateFilter(SimpleListFilter):
@@ -149,6 +150,19 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             question=gettext_lazy("Reads everything again and trusts nothing remembered. Stored is only what is new."),
             when=lambda workload: not workload.excluded,
         ),
+        "remove-traces": Verb(
+            label=gettext_lazy("Remove kept snapshots"),
+            icon="delete_sweep",
+            right=Right.OPERATE,
+            run=lambda request, workload, _data: requests.remove_traces(
+                request.user, workload, traces.of_backups(workload)
+            ),
+            question=gettext_lazy(
+                "What backups keep on its platform for the next one (checkpoints, bitmaps, snapshots) is removed; then "
+                "its owner can delete an image in Ceph. No restore point is lost; the next backup reads everything."
+            ),
+            when=lambda workload: bool(traces.of_backups(workload)),
+        ),
         "exclude": Verb(
             label=gettext_lazy("Exclude"),
             icon="block",
@@ -204,7 +218,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
         now = timezone.now()
         shown = RestorePoint.objects.filter(workload=obj).exclude(copies__state=CopyState.EXPIRED)
         points = list(shown.prefetch_related("copies__repository__destination").order_by("-taken_at")[: timeline.SHOWN])
-        runs = access.visible(request.user, Job).filter(workload=obj, kind__in=(JobKind.BACKUP, JobKind.RESTORE))
+        runs = access.visible(request.user, Job).filter(workload=obj, kind__in=SHOWN_RUNS)
         row = getattr(obj, "protection", None)
         return {
             "row": row,
@@ -216,6 +230,7 @@ class WorkloadAdmin(BulkActs, GrantedAdmin):
             "runs": runs.order_by("-created_at")[:RUNS],
             "active": runs.filter(state__in=OPEN).order_by("-created_at").first(),
             "disks": obj.facts.get("disks", []),
+            "kept": obj.traces.all() if obj.external_id else [],
             "unprotectable": sources.unprotectable(obj),
             "may_restore": access.can(request.user, Right.RESTORE_ELSEWHERE, obj),
             "subtitle": str(obj.platform),

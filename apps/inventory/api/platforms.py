@@ -114,6 +114,13 @@ class PlatformSerializer(ScopedSerializer):
         return platform
 
 
+class DiscoverSerializer(StrictSerializer):
+    thorough = serializers.BooleanField(
+        default=False,
+        help_text="Ask running machines what they hold, too; libvirt then notes “tainted: custom-monitor” of them.",
+    )
+
+
 class KeysSerializer(StrictSerializer):
     keys = PlainObjectField(help_text="By address: the key as the test met it, to be sure that it is this one.")
 
@@ -138,13 +145,14 @@ class PlatformViewSet(WriteScopedViewSet):
         self.body(NoBody)
         return start(request, lambda: requests.test_platform(request.user, platform))
 
-    @long_work(NoBody)
+    @long_work(DiscoverSerializer)
     @action(detail=True, methods=["post"])
     def discover(self, request: Request, pk: str) -> Response:
-        """Looks for machines, as a job on the platform's node. They become workloads."""
+        """Looks for machines, as a job on the platform's node. They become workloads; what backups keep at them is
+        shown at kept-snapshots/."""
         platform = self.get_object()
-        self.body(NoBody)
-        return start(request, lambda: requests.discover(request.user, platform))
+        thorough = self.body(DiscoverSerializer)["thorough"]
+        return start(request, lambda: requests.discover(request.user, platform, thorough=thorough))
 
     @extend_schema(request=KeysSerializer, responses=PlatformSerializer)
     @action(detail=True, methods=["post"], url_path="confirm-keys")

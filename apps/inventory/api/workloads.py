@@ -21,7 +21,7 @@ from apps.iam.api_http import ApiFilters, TrueFalse
 from apps.iam.api_scope import WriteScopedViewSet
 from apps.inventory import exclusion, sources
 from apps.inventory.models import Platform, PlatformKind, Workload
-from apps.jobs import objectives, requests
+from apps.jobs import objectives, requests, traces
 from apps.jobs.api_job import long_work, start
 from apps.policies import assignment
 from apps.policies.models import Policy
@@ -175,6 +175,14 @@ class WorkloadViewSet(WriteScopedViewSet):
         workload = self.get_object()
         self.body(NoBody)
         return start(request, lambda: requests.probe_workload(request.user, workload))
+
+    @long_work(NoBody)
+    @action(detail=True, methods=["post"], url_path="remove-kept-snapshots")
+    def remove_kept_snapshots(self, request: Request, pk: str) -> Response:
+        """Removes what backups keep on its platform for the next one, as a job. The next backup reads everything."""
+        workload = self.get_object()
+        self.body(NoBody)
+        return start(request, lambda: requests.remove_traces(request.user, workload, traces.of_backups(workload)))
 
     @extend_schema(request=ExcludeSerializer, responses=WorkloadSerializer)
     @action(detail=True, methods=["post"])

@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='job',
             name='kind',
-            field=models.CharField(choices=[('backup', 'Backup'), ('restore', 'Restore'), ('download', 'Download'), ('browse', 'Read file list'), ('expire', 'Expire points'), ('verify', 'Verify repository'), ('prune', 'Reclaim space'), ('init', 'Prepare repository'), ('probe', 'Connection test'), ('discover', 'Look for machines'), ('remove-traces', 'Remove what is kept')], max_length=20, verbose_name='kind'),
+            field=models.CharField(choices=[('backup', 'Backup'), ('restore', 'Restore'), ('download', 'Download'), ('browse', 'Read file list'), ('expire', 'Expire points'), ('verify', 'Verify repository'), ('prune', 'Reclaim space'), ('init', 'Prepare repository'), ('probe', 'Connection test'), ('discover', 'Look for machines'), ('remove-traces', 'Remove kept snapshots')], max_length=20, verbose_name='kind'),
         ),
     ]
