@@ -72,7 +72,7 @@ class BlobCache:
             found = load_together(lacking) if lacking else {}
         except BrsError:
             pass  # which of them it concerns is seen one by one
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised for each that waits
             broken.append(error)
 
         def content(blob_id: bytes) -> bytes:
@@ -85,7 +85,7 @@ class BlobCache:
                 self._settle(blob_id, future, content)
             except BrsError:
                 continue  # not kept, so whoever reads this range meets it again
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised below, when nobody waits any more
                 broken.append(error)
         if broken:
             raise broken[0]
