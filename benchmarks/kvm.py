@@ -11,7 +11,9 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import data, settings
-from benchmarks.kvm_table import Figures
+from benchmarks.kvm_table import CHANGED_MIB, Figures
 from benchmarks.settings import MIB
 from node_agent.drivers.libvirt.ssh import Connection
 from node_agent.drivers.libvirt.tunnel import tunnel
@@ -35,7 +37,6 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS") or 3)
 DATA_MIB = int(os.environ.get("BENCH_DATA_MIB") or 1740)  # 1.7 GiB
 RANDOM_MIB = int(os.environ.get("BENCH_RANDOM_MIB") or 1024)  # of the disk that does not compress
-CHANGED_MIB = 50
 PIECE_MIB = 2  # a change
 SMALL = 16 << 10  # files under this would take most of the time to make the disk
 STRETCH = 64 * MIB  # of data, then as much of nothing
@@ -237,13 +238,14 @@ def write_page(kvm: Kvm, began: datetime, load: float, minutes: float) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab goes down
     began, load, start = datetime.now(UTC), os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="brs-kvm-", dir=settings.WORK) as name:
         folder = Path(name)
         folder.chmod(0o755)
         lab = Lab(folder / "lab")
-        lab.up()
         try:
+            lab.up()
             (lab.folder / "scratch").mkdir()
             kvm = Kvm(lab, folder)
             for number in range(ROUNDS):

@@ -8,6 +8,7 @@ from collections import defaultdict
 MIB = 1 << 20
 FIRST, RESTORE, NOISE, NOTHING = "first backup", "restore", "incompressible", "nothing has changed"
 OURS, PEER, TUNNEL = "brs", "virtnbdbackup", "the tunnel alone"
+CHANGED_MIB = 50
 INCREMENT_S = 2.0  # beside the time that the data take
 SHARE = 0.7
 
@@ -48,7 +49,7 @@ class Figures:
             return f"≥ {SHARE:.0%} of the tunnel's speed", _said(share >= SHARE, figure)
         if work == NOTHING:
             return f"within {INCREMENT_S:g} s", _said(ours <= INCREMENT_S, f"{ours:.2f} s")
-        data_s = 50 / (random_mib / self._median(NOISE, TUNNEL))
+        data_s = CHANGED_MIB / (random_mib / self._median(NOISE, TUNNEL))
         return f"within {INCREMENT_S:g} s and the data's {data_s:.2f} s", _said(
             ours <= INCREMENT_S + data_s, f"{ours:.2f} s"
         )

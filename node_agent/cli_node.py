@@ -77,6 +77,7 @@ def _enroll(args: argparse.Namespace) -> int:
     code = sys.stdin.readline().strip() if args.code == "-" else args.code.strip()
     state.prepare()
     with state.lock():
+        state.clear_temporaries()
         if state.enrolled and not args.force:
             raise ConfigError(
                 f"{state.folder} holds an enrolled node already ({state.identity().name}).",
@@ -168,6 +169,8 @@ def _run(args: argparse.Namespace) -> int:
     state.identity()
     state.prepare()
     with state.lock():
+        if cleared := state.clear_temporaries():
+            log.info("half-written files of a node that was killed removed: %d", cleared)
         tidy(config)
         worker = build_worker(config, state)
         _obey_signals(worker)

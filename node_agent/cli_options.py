@@ -19,6 +19,7 @@ from node_agent.errors import ConfigError
 _STORE_OPTION = "option:"
 _MIN_PACK_MIB, _MAX_PACK_MIB = 4, 128
 _LOUDEST = 3
+BLOCK_SIZES = {"256K": 256 << 10, "512K": 512 << 10, "1M": 1 << 20, "2M": 2 << 20, "4M": 4 << 20, "8M": 8 << 20}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from node_agent.cli_options import Help, add_common_options
+from node_agent.cli_options import BLOCK_SIZES, Help, add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
 from node_agent.cli_repo_source_options import add_exclude_options, add_source_options
@@ -57,7 +57,7 @@ def _backup_image(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument(
         "--block-size",
-        choices=("256K", "512K", "1M", "2M", "4M", "8M"),
+        choices=tuple(BLOCK_SIZES),
         help="cut the disk into blocks of that (default: as its last backup; a new one by its size, 256K up to 64 GiB)",
     )
     parser.add_argument("--disk-id", metavar="ID", help="which disk this is, for the base of the change list")

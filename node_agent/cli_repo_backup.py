@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from node_agent.cli_options import lock_wait_s, read_password, repository_url, wants_json
+from node_agent.cli_options import BLOCK_SIZES, lock_wait_s, read_password, repository_url, wants_json
 from node_agent.cli_repo_sources import excludes_of, roots_of, stream_name, stream_of
 from node_agent.cli_session import (
     human_size,
@@ -43,7 +43,6 @@ _EXTENTS_HINT = (
     " correct it, or back up without it."
 )
 _MAX_EXTENTS_FILE = 1 << 30
-_BLOCK_SIZES = {"256K": 256 << 10, "512K": 512 << 10, "1M": 1 << 20, "2M": 2 << 20, "4M": 4 << 20, "8M": 8 << 20}
 
 
 def init(args: argparse.Namespace) -> int:
@@ -131,8 +130,8 @@ def backup_image(args: argparse.Namespace) -> int:
                 hint="Give --parent with the snapshot at whose instant the change tracking began.",
             )
 
-        block_size = _BLOCK_SIZES.get(args.block_size)
-        said = base.block_size if base is not None and base.block_size in _BLOCK_SIZES.values() else None
+        block_size = BLOCK_SIZES.get(args.block_size)
+        said = base.block_size if base is not None and base.block_size in BLOCK_SIZES.values() else None
         ahead = Ahead(source, changed, args.compression, block_size=block_size or said) if changed is not None else None
 
         def run(repo: Repository, lock: Lock, host: str, progress: Progress, issues: Issues) -> BackupResult:

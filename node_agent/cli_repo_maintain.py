@@ -10,8 +10,9 @@ from node_agent.cli_options import lock_wait_s, seconds, wants_json
 from node_agent.cli_repo_open import chosen, reading_source
 from node_agent.cli_session import human_size, open_repository, print_json, progress_shown
 from node_agent.errors import ConfigError
+from node_agent.repository.backend.settings import parse_size
 from node_agent.repository.copy import CopyResult, copy_snapshots
-from node_agent.repository.prune import PruneOptions, PruneResult, parse_max_unused, parse_size
+from node_agent.repository.prune import PruneOptions, PruneResult, parse_max_unused
 from node_agent.repository.prune import prune as prune_repository
 
 

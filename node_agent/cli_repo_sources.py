@@ -1,4 +1,5 @@
-"""What ``repo backup`` protects and leaves out: paths, lists of paths, patterns, or what a program writes.
+"""What ``repo backup`` protects and leaves out: paths, lists of paths, patterns (those of a restore, too), or what a
+program writes.
 
 Names and meaning of the options are restic's.
 """
@@ -6,6 +7,7 @@ Names and meaning of the options are restic's.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import glob
 import os
@@ -21,20 +23,24 @@ from typing import IO
 from node_agent.errors import ConfigError, SourceError
 from node_agent.items import printable
 from node_agent.progress import Progress
+from node_agent.repository.backend.settings import parse_size
 from node_agent.repository.excludes import Excludes, Marker
 
-_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _LOOK_AGAIN_S = 0.5
 _CACHE_TAG = "CACHEDIR.TAG:Signature: 8a477f597d28d172789f06886806bc55"
 
 
 def excludes_of(args: argparse.Namespace) -> Excludes:
     markers = [*args.exclude_if_present, *([_CACHE_TAG] if args.exclude_caches else [])]
+    try:
+        largest = parse_size(args.exclude_larger_than) if args.exclude_larger_than else None
+    except ValueError as error:
+        raise ConfigError(f"{error}.", hint="Correct --exclude-larger-than.") from error
     return Excludes(
-        [*args.exclude, *_patterns(args.exclude_file)],
-        ignoring_case=[*args.iexclude, *_patterns(args.iexclude_file)],
+        patterns_of(args.exclude, args.exclude_file),
+        ignoring_case=patterns_of(args.iexclude, args.iexclude_file),
         markers=[Marker.of(text) for text in markers],
-        larger_than=_size(args.exclude_larger_than) if args.exclude_larger_than else None,
+        larger_than=largest,
     )
 
 
@@ -74,23 +80,35 @@ def _lines(name: str, end: bytes) -> list[str]:
     return [os.fsdecode(line) for line in content.split(end)]
 
 
-def _patterns(files: Sequence[str]) -> list[str]:
-    patterns: list[str] = []
+def patterns_of(given: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Those of the command line as they are; those in files trimmed, without comments, with variables replaced."""
+    patterns = list(given)
     for name in files:
         try:
-            patterns += Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            content = Path(name).read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"The file of patterns {name} cannot be read: {error.strerror}.", hint="Check it."
             ) from error
+        lines = (line.strip() for line in _text(content).split("\n"))
+        patterns += [_with_variables(line) for line in lines if line and not line.startswith("#")]
     return patterns
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([kmgt]?)b?", text.strip().lower())
-    if match is None:
-        raise ConfigError(f"{text!r} is no size.", hint="Give bytes, or a number with k, M, G or T.")
-    return int(match[1]) * _SIZES[match[2]]
+def _text(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _with_variables(line: str) -> str:
+    """``$NAME`` and ``${NAME}`` from the environment, empty if not there; ``$$`` is a dollar. As restic does."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        return "$" if name == "$" else os.environ.get(name, "")
+
+    return re.sub(r"\$(?:\{([^{}]+)\}|([*#$@!?0-9-]|[A-Za-z_][A-Za-z0-9_]*))", value, line)
 
 
 def stream_name(args: argparse.Namespace) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from typing import Any
 from node_agent.errors import ConfigError, NotEnrolled
 
 NODE_FILE, CA_FILE, TOKEN_FILE, LOCK_FILE, STATUS_FILE = "node.json", "ca.pem", "token", "lock", "status.json"
+_TEMPORARY = re.compile(r"\..+\.json-[a-z0-9_]{8}")  # see replace_file
+_OWN = "|".join(map(re.escape, (NODE_FILE, CA_FILE, TOKEN_FILE, STATUS_FILE)))
+_OWN_TEMPORARY = re.compile(rf"\.({_OWN})-[a-z0-9_]{{8}}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ class State:
                 return False
         except ConfigError:
             return True
+
+    def clear_temporaries(self) -> int:
+        """Remove what a killed process left of files that it was replacing. Only under :meth:`lock`: nobody writes."""
+        found = [path for path in self.folder.glob(".*") if _OWN_TEMPORARY.fullmatch(path.name)]
+        for folder in (self.folder / "outbox", self.folder / "platforms"):
+            found += [path for path in folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
 
     # --- identity
 

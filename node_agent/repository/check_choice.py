@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from node_agent.repository.backend.settings import parse_size
 from node_agent.repository.local_memory import LocalMemory
 
 _PART = re.compile(r"(\d{1,3})/(\d{1,3})\Z", re.ASCII)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%\Z", re.ASCII)
-_SIZE = re.compile(r"(\d{1,15})([KMGT]?)\Z", re.IGNORECASE | re.ASCII)
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"\d{1,15}[KMGT]?\Z", re.IGNORECASE | re.ASCII)
 
 
 class VerifiedPacks(LocalMemory):
@@ -63,8 +63,8 @@ class ReadChoice:
         elif found := _SHARE.match(text):
             if 0 < float(found[1]) <= 100:
                 return {"share": float(found[1]) / 100}
-        elif (found := _SIZE.match(text)) and int(found[1]):
-            return {"size_bytes": int(found[1]) * _UNITS[found[2].lower()]}
+        elif _SIZE.match(text) and (size := parse_size(text)):
+            return {"size_bytes": size}
         raise ValueError(f"{text!r} is not a part like 1/5 (at most 256), a share like 2.5%, or a size like 10G")
 
     @property

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -14,12 +13,12 @@ from node_agent.errors import BrsError, DamagedError, ObjectMissing, WorkerDied
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Kind
 from node_agent.repository.pack import PackedBlob, header_of, pack_size, read_header
-from node_agent.repository.prover import Prover
+from node_agent.repository.prover import Prover, side_by_side
 from node_agent.repository.sealed import SealedFiles
 
 T = TypeVar("T")
 
-_HELD = 64 << 20  # bytes of packs in memory at once, unless one is larger
+_HELD = 64 << 20  # bytes of packs in memory at once
 _MAX_READ = 256 << 20  # larger files are no packs of anybody
 
 
@@ -66,24 +65,16 @@ class PackCheck:
 
     def _side_by_side(self, works: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
         """The results in order, of works that each hold so many bytes."""
-        with ThreadPoolExecutor(self.prover.threads, thread_name_prefix="check") as pool:
-            pending: deque[tuple[int, Future[T]]] = deque()
-            held = 0
-            try:
-                for size, work in works:
-                    self.progress.check()
-                    while pending and (held + size > _HELD or len(pending) > self.prover.threads):
-                        held -= pending[0][0]
-                        yield pending.popleft()[1].result()
-                        self.progress.add(done_files=1)
-                    pending.append((size, pool.submit(work)))
-                    held += size
-                while pending:
-                    yield pending.popleft()[1].result()
-                    self.progress.add(done_files=1)
-            finally:
-                for _, future in pending:
-                    future.cancel()
+
+        def watched() -> Iterator[tuple[int, Callable[[], T]]]:
+            for work in works:
+                self.progress.check()
+                yield work
+
+        with closing(side_by_side(watched(), self.prover.threads, _HELD)) as results:
+            for result in results:
+                yield result
+                self.progress.add(done_files=1)
 
     def judge(self, pack: str, blobs: list[PackedBlob], size: int) -> list[Finding]:
         """What is wrong with one pack, read as a whole."""

@@ -18,6 +18,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from node_agent.errors import ConfigError
+from node_agent.items import printable
+from node_agent.repository.files_open import is_regular, open_regular
+from node_agent.repository.patterns import decoded, lowered
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Marker:
 
 
 class Excludes:
-    """Compiled once for a run; paths are raw bytes. ``larger_than``: in bytes."""
+    """Compiled once for a run; paths are raw bytes. ``larger_than``: in bytes. Case is ignored as restic ignores it."""
 
     def __init__(
         self,
@@ -47,18 +50,14 @@ class Excludes:
         markers: Sequence[Marker] = (),
         larger_than: int | None = None,
     ) -> None:
-        self._anywhere: list[tuple[re.Pattern[bytes], bool]] = []
-        self._anchored: list[tuple[re.Pattern[bytes], bool]] = []
         self.markers = tuple(markers)
         self._larger_than = larger_than
         self.patterns = (*patterns, *ignoring_case)
-        for pattern in patterns:
-            self._add(pattern)
-        for pattern in ignoring_case:
-            self._add(pattern, re.IGNORECASE)
+        self._exact = [found for pattern in patterns if (found := _Pattern.parse(pattern))]
+        self._lowered = [found for pattern in ignoring_case if (found := _Pattern.parse(lowered(pattern)))]
 
     def __bool__(self) -> bool:
-        return bool(self._anywhere or self._anchored or self._larger_than is not None)
+        return bool(self._exact or self._lowered or self._larger_than is not None)
 
     def marker(self, folder: int | bytes, names: Container[bytes]) -> bytes | None:
         """The file because of which the rest of this folder (a path or an open one) is left out."""
@@ -71,63 +70,75 @@ class Excludes:
         """Whether the absolute ``path``, found below the absolute ``root``, is to be left out."""
         if self._larger_than is not None and not is_dir and size > self._larger_than:
             return True
-        if any(pattern.fullmatch(path) and (is_dir or not only_dirs) for pattern, only_dirs in self._anywhere):
+        text, start = decoded(path), len(decoded(root.rstrip(b"/")))
+        if any(pattern.match(text, start, is_dir) for pattern in self._exact):
             return True
-        relative = path[len(root.rstrip(b"/")) :]
-        return any(
-            (pattern.fullmatch(path) or pattern.fullmatch(relative)) and (is_dir or not only_dirs)
-            for pattern, only_dirs in self._anchored
-        )
+        if not self._lowered:
+            return False
+        text = lowered(text)
+        return any(pattern.match(text, start, is_dir) for pattern in self._lowered)
 
-    def _add(self, pattern: str, flags: int = 0) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    expression: re.Pattern[str]
+    anchored: bool
+    only_dirs: bool
+
+    @classmethod
+    def parse(cls, pattern: str) -> _Pattern | None:
+        """None for an empty one and a comment. Raises ConfigError."""
         text = pattern.strip()
         if not text or text.startswith("#"):
-            return
+            return None
         if text.startswith("!"):
             raise ConfigError(
                 f"The exclude pattern {pattern!r} begins with '!', which is not offered.",
                 hint="Name what is to be left out; everything else is protected.",
             )
-        only_dirs = text.endswith("/")
         body = text.rstrip("/")
         if not body:
             raise ConfigError(f"The exclude pattern {pattern!r} would leave out everything.", hint="Remove it.")
         anchored = body.startswith("/")
-        expression = _translate(body.encode("utf-8", "surrogateescape").lstrip(b"/"))
-        if anchored:
-            self._anchored.append((re.compile(b"/" + expression, re.DOTALL | flags), only_dirs))
-        else:
-            self._anywhere.append((re.compile(b"(?:.*/)?" + expression, re.DOTALL | flags), only_dirs))
+        before = "/" if anchored else "(?:.*/)?"
+        return cls(re.compile(before + _translate(body.lstrip("/")), re.DOTALL), anchored, text.endswith("/"))
+
+    def match(self, path: str, start: int, is_dir: bool) -> bool:
+        """``start``: where in the absolute path what lies below the root begins."""
+        if self.only_dirs and not is_dir:
+            return False
+        found = self.expression.fullmatch
+        return bool(found(path) or (self.anchored and found(path, start)))
 
 
 def _begins(folder: int | bytes, marker: Marker) -> bool:
     """Read without following a link or waiting for a pipe; what cannot be read marks nothing."""
     path, at = (marker.name, folder) if isinstance(folder, int) else (os.path.join(folder, marker.name), None)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        fd = open_regular(path, at)
     except OSError:
         return False
     try:
-        return os.read(fd, len(marker.header)) == marker.header
+        return is_regular(os.fstat(fd)) and os.read(fd, len(marker.header)) == marker.header
     except OSError:
         return False
     finally:
         os.close(fd)
 
 
-def _translate(glob: bytes) -> bytes:
-    out, i = b"", 0
+def _translate(glob: str) -> str:
+    out, i = "", 0
     while i < len(glob):
-        char = glob[i : i + 1]
-        if glob.startswith(b"**/", i):
-            out, i = out + b"(?:[^/]+/)*", i + 3
-        elif glob.startswith(b"**", i):
-            out, i = out + b".*", i + 2
-        elif char == b"*":
-            out, i = out + b"[^/]*", i + 1
-        elif char == b"?":
-            out, i = out + b"[^/]", i + 1
-        elif char == b"[":
+        char = glob[i]
+        if glob.startswith("**/", i):
+            out, i = out + "(?:[^/]+/)*", i + 3
+        elif glob.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif char == "*":
+            out, i = out + "[^/]*", i + 1
+        elif char == "?":
+            out, i = out + "[^/]", i + 1
+        elif char == "[":
             piece, i = _translate_set(glob, i)
             out += piece
         else:
@@ -135,22 +146,22 @@ def _translate(glob: bytes) -> bytes:
     return out
 
 
-def _translate_set(glob: bytes, start: int) -> tuple[bytes, int]:
+def _translate_set(glob: str, start: int) -> tuple[str, int]:
     """The expression of a ``[set]`` and where the pattern goes on; a lone bracket stands for itself."""
     first = start + 1
-    negated = glob[first : first + 1] in (b"!", b"^")
+    negated = glob[first : first + 1] in ("!", "^")
     first += negated
-    end = glob.find(b"]", first + 1)
+    end = glob.find("]", first + 1)
     if end < 0:
-        return rb"\[", start + 1
-    members = glob[first:end].replace(b"\\", rb"\\").replace(b"[", rb"\[").replace(b"]", rb"\]").replace(b"^", rb"\^")
+        return r"\[", start + 1
+    members = glob[first:end].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace("^", r"\^")
     # Within a set neither a slash nor, for sets such as [z-a], an error of the pattern may escape.
-    expression = b"(?!/)[" + (b"^" if negated else b"") + members + b"]"
+    expression = "(?!/)[" + ("^" if negated else "") + members + "]"
     try:
         re.compile(expression)
     except re.error as error:
         raise ConfigError(
-            f"The exclude pattern {glob.decode('utf-8', 'replace')!r} has an unusable set: {error}.",
+            f"The exclude pattern {printable(glob)} has an unusable set: {error}.",
             hint="Correct what stands between the brackets.",
         ) from error
     return expression, end + 1

@@ -8,8 +8,8 @@ import stat
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def open_regular(name: bytes, folder_fd: int) -> int:
-    """A descriptor of a file; without touching its access time where that is allowed."""
+def open_regular(name: bytes, folder_fd: int | None) -> int:
+    """A descriptor of a file (None: by its path); without touching its access time where that is allowed."""
     try:
         return os.open(name, _FLAGS | os.O_NOATIME, dir_fd=folder_fd)
     except PermissionError:  # O_NOATIME is for the owner and root only

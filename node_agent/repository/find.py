@@ -29,10 +29,10 @@ class Wanted:
     newest: int | None = None
 
     def matcher(self) -> Callable[[bytes, bool], bool]:
-        globs = Excludes([pattern.lower() if self.ignore_case else pattern for pattern in self.patterns])
+        globs = Excludes([], ignoring_case=self.patterns) if self.ignore_case else Excludes(self.patterns)
 
         def match(path: bytes, is_dir: bool) -> bool:
-            return globs.match(path.lower() if self.ignore_case else path, b"/", is_dir)
+            return globs.match(path, b"/", is_dir)
 
         return match
 

@@ -13,7 +13,10 @@ import mmap
 import os
 import select
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from node_agent.errors import DamagedError, WorkerDied
 from node_agent.repository import prove_worker
@@ -33,6 +36,7 @@ PROCESSES_AFTER = 10_000  # small blobs: proving them takes about as long as the
 SMALL = 64 << 10
 WINDOW = 4 << 20  # bytes shared with each process
 
+T = TypeVar("T")
 Bad = list[tuple[PackedBlob, DamagedError]]
 
 
@@ -154,6 +158,26 @@ def _pieces(blobs: Sequence[PackedBlob]) -> Iterator[tuple[Sequence[PackedBlob],
         end = max(end, blob.offset + blob.length)
     if blobs:
         yield blobs[first:], end
+
+
+def side_by_side(works: Iterable[tuple[int, Callable[[], T]]], threads: int, limit: int) -> Generator[T]:
+    """The results in order of works done ahead, that each hold so many bytes: no more than ``limit`` of them at once,
+    unless one is larger. Whoever leaves it early closes it, so that nothing goes on behind his back."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="prove") as pool:
+        pending: deque[tuple[int, Future[T]]] = deque()
+        held = 0
+        try:
+            for size, work in works:
+                while pending and (held + size > limit or len(pending) > threads):
+                    held -= pending[0][0]
+                    yield pending.popleft()[1].result()
+                pending.append((size, pool.submit(work)))
+                held += size
+            while pending:
+                yield pending.popleft()[1].result()
+        finally:
+            for _, future in pending:
+                future.cancel()
 
 
 class _Process:

@@ -33,6 +33,7 @@ from typing import Any
 from node_agent.errors import DamagedError, RepositoryLocked, SnapshotsMissing
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
+from node_agent.repository.backend.settings import parse_size
 from node_agent.repository.immutable import packs_of_locked_indexes
 from node_agent.repository.index import Index
 from node_agent.repository.index_file import PackEntry, load_index_file
@@ -322,19 +323,6 @@ class _Prune:
         result.locked_bytes = plan.total("size", wasted)
         result.locked_until = plan.locked_until(wasted)
         result.unused_bytes = plan.total("unused + twins", "fate = 0 AND indexed")
-
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """``500``, ``20k``, ``3G`` in bytes. Raises ValueError."""
-    number = text.strip().lower().removesuffix("b")
-    unit = number[-1:] if number[-1:] in _UNITS and number[-1:] else ""
-    digits = number.removesuffix(unit)
-    if not digits.isdecimal():
-        raise ValueError(f"{text!r} is not a size; write for example 500M or 2G")
-    return int(digits) * _UNITS[unit]
 
 
 def parse_max_unused(text: str) -> Callable[[int], float] | None:

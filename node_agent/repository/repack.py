@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -21,10 +22,10 @@ from node_agent.repository.backend.base import Buffer, Kind
 from node_agent.repository.compression import compress
 from node_agent.repository.index_file import MAX_AGE_S, MAX_BLOBS, PackEntry, save_index_file
 from node_agent.repository.pack import BlobKind, PackBuilder, PackedBlob, open_blob
-from node_agent.repository.prover import Prover
+from node_agent.repository.prover import Prover, side_by_side
 from node_agent.repository.sealed import SealedFiles
 
-_HELD = 32 << 20  # bytes read and not taken yet, unless one pack is larger
+_HELD = 32 << 20  # bytes read and not taken yet
 _PUTS = 2  # packs on their way to the store
 _MAX_GAP = 256 << 10
 _LEVEL = 3
@@ -64,22 +65,10 @@ def read_packs(files: SealedFiles, wanted: Iterable[Wanted], prover: Prover) -> 
 
     Raises WorkerDied. Whoever leaves it early closes it, so that nothing goes on behind his back.
     """
-    with ThreadPoolExecutor(prover.threads, thread_name_prefix="repack") as pool:
-        pending: deque[tuple[int, Future[ReadPack]]] = deque()
-        held = 0
-        try:
-            for pack, blobs in wanted:
-                size = sum(blob.length for blob in blobs)
-                while pending and (held + size > _HELD or len(pending) > prover.threads):
-                    held -= pending[0][0]
-                    yield pending.popleft()[1].result()
-                pending.append((size, pool.submit(read_pack, files, pack, blobs, prover)))
-                held += size
-            while pending:
-                yield pending.popleft()[1].result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    works = (
+        (sum(blob.length for blob in blobs), partial(read_pack, files, pack, blobs, prover)) for pack, blobs in wanted
+    )
+    return side_by_side(works, prover.threads, _HELD)
 
 
 def read_pack(files: SealedFiles, pack: str, blobs: Sequence[PackedBlob], prover: Prover | None = None) -> ReadPack:

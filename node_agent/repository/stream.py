@@ -14,7 +14,6 @@ from node_agent.repository.files_meta import group_name, user_name
 from node_agent.repository.files_read import Content
 from node_agent.repository.publish import BackupResult, Facts, publish
 from node_agent.repository.repository import BlobKind, Lock, Repository
-from node_agent.repository.snapshot import prove_tree
 from node_agent.repository.tree import FILE, EncodedNode, Node, encode_node, encode_tree, go_mode
 
 
@@ -48,8 +47,6 @@ def backup_stream(
         node = _node(name, time, content)
         tree_id = writer.submit(BlobKind.TREE, encode_tree([EncodedNode(node.name, encode_node(node))])).result().id
         writer.flush()
-        repo.load_index()
-        prove_tree(repo, tree_id)
         facts = Facts(host, [f"/{name}"], tags, time)
         snapshot_id = publish(repo, lock, tree_id, content.ids(), facts, issues, progress=progress)
         return BackupResult(

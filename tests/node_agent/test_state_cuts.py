@@ -208,3 +208,32 @@ def test_what_was_staged_before_the_machine_was_started_anew_is_not_trusted(
         with contextlib.suppress(SourceMissing):
             assert staged.required() == facts
             pytest.fail("half a file was believed")
+
+
+def test_what_a_killed_node_was_writing_goes_when_it_starts_and_nothing_else(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.prepare()
+    state.keep_enrolment(OLD, "ca", "token")
+    (state.folder / "platforms" / "kvm").mkdir(parents=True)
+    kept = {path for path in state.folder.rglob("*") if path.is_file()}
+    for name in (
+        ".mine.json-abcdefgh",
+        ".node.json",
+        ".node.json-abc",
+        "node.json-abcdefgh",
+        "data/.node.json-abcdefgh",
+    ):
+        (state.folder / name).write_text("somebody's")
+        kept.add(state.folder / name)
+    for name in (
+        ".node.json-abcd_f12",
+        ".token-x2345678",
+        f"outbox/.{FIRST}.json-abcdefgh",
+        "platforms/kvm/.1a.json-abcdefgh",
+    ):
+        (state.folder / name).write_text("half a f")
+    with state.lock():
+        assert state.clear_temporaries() == 4
+        assert state.clear_temporaries() == 0
+    assert {path for path in state.folder.rglob("*") if path.is_file()} - {state.folder / "lock"} == kept
+    assert state.identity() == OLD

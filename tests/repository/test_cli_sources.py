@@ -40,6 +40,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unheaded/.mark": "no",
         "unheaded/kept": "k",
         "odd/*star": "s",
+        "Ärger.TXT": "u",
+        "ärgste.dat": "u",
+        "ΑΣ": "u",
     }.items():
         file = top / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,10 @@ def soon(true: Callable[[], bool]) -> None:
 def test_patterns_that_ignore_case(cli: Cli, tree: Path, tmp_path: Path) -> None:
     left = backed_up(cli, tree, "--iexclude", "*.txt", str(tree))
     assert not {"a.txt", "B.TXT", "deep/C.Txt"} & left and "large.bin" in left
+    left = backed_up(cli, tree, "--iexclude", "ÄRG*", "--iexclude", "ας", "--iexclude", "ασ", str(tree))
+    assert not {"Ärger.TXT", "ärgste.dat", "ΑΣ"} & left and "a.txt" in left
+    left = backed_up(cli, tree, "--exclude", "?rger.TXT", "--exclude", "[ä-ö]*", str(tree))
+    assert not {"Ärger.TXT", "ärgste.dat"} & left and "ΑΣ" in left
     assert {"B.TXT", "deep/C.Txt"} <= backed_up(cli, tree, "--exclude", "*.txt", str(tree))
     patterns = tmp_path / "patterns"
     patterns.write_text("# what\n\n*.TXT\n")

@@ -18,7 +18,7 @@ from node_agent.errors import Cancelled, ConfigError, SourceError, SourceMissing
 from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository import files_small, files_walk
-from node_agent.repository.excludes import Excludes
+from node_agent.repository.excludes import Excludes, Marker
 from node_agent.repository.files_browse import find_node
 from node_agent.repository.files_estimate import estimated
 from node_agent.repository.files_read import FileReader
@@ -461,6 +461,42 @@ def test_excluded_files_are_not_in_the_snapshot(tmp_path: Path) -> None:
 )
 def test_patterns_exclude(pattern: str, path: bytes, is_dir: bool, excluded: bool) -> None:
     assert Excludes([pattern]).match(path, b"/src", is_dir) is excluded
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "excluded"),
+    [
+        ("*.TXT", b"/src/a.txt", True),
+        ("ÄRGER*", "/src/ärger.txt".encode(), True),
+        ("/src/gr\u00fc\u00dfe", "/src/GR\u00dc\u1e9eE".encode(), True),
+        ("[Ä-Ü]x", "/src/öX".encode(), True),
+        ("\u0130", b"/src/I", True),  # one sign becomes one sign, as in Go
+        ("ΑΣ", "/src/ασ".encode(), True),  # at the end of a word, too
+        ("\udcffÄ*", b"/src/\xff\xc3\xa4x", True),
+        ("\udcff", b"/src/\xfe", False),
+        ("?.txt", "/src/é.TXT".encode(), True),
+        ("?.txt", b"/src/\xe9.TXT", True),
+        ("??.txt", "/src/é.TXT".encode(), False),
+    ],
+)
+def test_patterns_that_ignore_case_know_more_than_ascii(pattern: str, path: bytes, excluded: bool) -> None:
+    assert Excludes([], ignoring_case=[pattern]).match(path, b"/src", False) is excluded
+
+
+def test_a_pipe_is_no_marker_whatever_it_says(tmp_path: Path) -> None:
+    excludes = Excludes([], markers=[Marker.of("mark:yes")])
+    os.mkfifo(tmp_path / "mark")
+    pipe, folder = os.open(tmp_path / "mark", os.O_RDWR | os.O_NONBLOCK), os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.write(pipe, b"yes yes yes")
+        assert excludes.marker(folder, {b"mark"}) is None
+        assert excludes.marker(os.fsencode(tmp_path), {b"mark"}) is None
+    finally:
+        os.close(pipe)
+        os.close(folder)
+    (tmp_path / "mark").unlink()
+    (tmp_path / "mark").write_text("yes")
+    assert excludes.marker(os.fsencode(tmp_path), {b"mark"}) == b"mark"
 
 
 @pytest.mark.parametrize("pattern", ["!keep", "/", "[z-a]"])

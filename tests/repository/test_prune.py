@@ -280,7 +280,7 @@ def test_limits_are_kept(folder: Path) -> None:
     assert prune(open_repo(folder), PruneOptions(max_unused="0")).rewritten_packs == 1
 
 
-@pytest.mark.parametrize("text", ["", "x%", "100%", "-1%", "1.5G", "5 apples"])
+@pytest.mark.parametrize("text", ["", "x%", "100%", "-1%", "1.5P", "5 apples"])
 def test_only_sizes_and_shares_are_limits(text: str) -> None:
     limit = parse_max_unused("50%")
     assert limit is not None and limit(1000) == 1000  # half of all that is then there
