@@ -11,7 +11,11 @@ import argparse
 from node_agent.cli_options import BLOCK_SIZES, Help, add_common_options
 from node_agent.cli_repo_open import add_filters, command
 from node_agent.cli_repo_parsers import add_parsers
-from node_agent.cli_repo_source_options import add_exclude_options, add_source_options
+from node_agent.cli_repo_source_options import (
+    add_exclude_options,
+    add_pattern_options,
+    add_source_options,
+)
 
 _ABOUT = "The repository engine on its own, without a server: recovery must not need what was lost."
 _OVERWRITE = ("always", "changed", "never")
@@ -107,9 +111,8 @@ def _restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = command(commands, "restore", "cli_repo_read:restore", "restore a snapshot into a folder")
     parser.add_argument("snapshot", metavar="SNAPSHOT")
     parser.add_argument("--target", "-t", required=True, metavar="DIR")
-    parser.add_argument(
-        "--include", "-i", action="append", default=[], metavar="PATH", help="only this path (repeatable)"
-    )
+    add_pattern_options(parser, "include", "only what matches, and the folders that lead to it")
+    add_pattern_options(parser, "exclude", "leave out what matches")
     parser.add_argument("--strip", metavar="PATH", help="restore the content of this folder directly into DIR")
     parser.add_argument("--overwrite", choices=_OVERWRITE, default="always", help="files that exist (default: always)")
     parser.add_argument("--verify", action="store_true", help="read every file back and prove it")

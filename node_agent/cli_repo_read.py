@@ -11,12 +11,15 @@ from pathlib import Path
 from node_agent.cli_options import wants_json
 from node_agent.cli_repo_modes import long_line, permissions
 from node_agent.cli_repo_open import chosen, reading
+from node_agent.cli_repo_sources import patterns_of
 from node_agent.cli_session import human_size, print_json, progress_shown, report_issues, tag_lists
 from node_agent.errors import ConfigError
 from node_agent.items import Issues, printable
 from node_agent.repository import files_restore
+from node_agent.repository.patterns import Patterns
 from node_agent.repository.random_access import RandomAccess
 from node_agent.repository.repository import Repository
+from node_agent.repository.restore_choice import chosen_by
 from node_agent.repository.rfc3339 import format_ns
 from node_agent.repository.snapshot import Snapshot, find_snapshot
 from node_agent.repository.stats import Stats, stats_of
@@ -84,13 +87,17 @@ def _entry_json(path: bytes, node: Node) -> dict[str, object]:
 def restore(args: argparse.Namespace) -> int:
     started = time.monotonic()
     issues = Issues()
+    choice = chosen_by(
+        Patterns(patterns_of(args.include, args.include_file), patterns_of(args.iinclude, args.iinclude_file)),
+        Patterns(patterns_of(args.exclude, args.exclude_file), patterns_of(args.iexclude, args.iexclude_file)),
+    )
     with reading(args) as repo, progress_shown(args) as progress:
         snapshot = _find(repo, args, args.snapshot)
         result = files_restore.restore(
             repo,
             snapshot.id,
             Path(args.target),
-            include=[os.fsencode(path) for path in args.include],
+            choice=choice,
             strip=os.fsencode(args.strip) if args.strip else None,
             overwrite=args.overwrite,
             progress=progress,

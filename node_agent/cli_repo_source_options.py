@@ -1,4 +1,4 @@
-"""The options of ``repo backup`` that say what is protected and what is left out; names and meaning are restic's."""
+"""The options that say what is protected, what is restored and what is left out; names and meaning are restic's."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pattern_options(parser: argparse.ArgumentParser, verb: str, text: str) -> None:
+    """``--VERB`` and what goes with it."""
+    for names, more in (((f"--{verb}", f"-{verb[0]}"), ""), ((f"--i{verb}",), ", in upper or lower case")):
+        parser.add_argument(*names, action="append", default=[], metavar="PATTERN", help=f"{text}{more} (repeatable)")
+    for name in (f"--{verb}-file", f"--i{verb}-file"):
+        parser.add_argument(name, action="append", default=[], metavar="FILE", help="patterns, one in each line")
+
+
 def add_exclude_options(parser: argparse.ArgumentParser) -> None:
-    for option, short, text in (
-        ("--exclude", "-e", "leave out"),
-        ("--iexclude", "", "leave out, in upper or lower case"),
-    ):
-        names = (option, short) if short else (option,)
-        parser.add_argument(*names, action="append", default=[], metavar="PATTERN", help=f"{text} (repeatable)")
-    for option in ("--exclude-file", "--iexclude-file"):
-        parser.add_argument(option, action="append", default=[], metavar="FILE", help="patterns, one in each line")
+    add_pattern_options(parser, "exclude", "leave out what matches")
     parser.add_argument("--exclude-caches", action="store_true", help="leave out what lies beside a CACHEDIR.TAG")
     parser.add_argument(
         "--exclude-if-present",

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from node_agent.errors import DamagedError, TargetError
+from node_agent.errors import DamagedError, SourceMissing, TargetError
 from node_agent.items import Issue, Issues, printable
 from node_agent.progress import Progress
 from node_agent.repository.files_browse import dump, find_node, list_tree, normal_path
 from node_agent.repository.open_files import allow_many
 from node_agent.repository.repository import Repository
+from node_agent.repository.restore_choice import Choice, Included, Paths, count_chosen
 from node_agent.repository.restore_content import BATCH_FILES, ContentWriter, FileJob
 from node_agent.repository.restore_crew import Crew
-from node_agent.repository.restore_meta import Notes, apply_to_name, apply_to_open, meta_of
+from node_agent.repository.restore_meta import Notes, apply_to_open, meta_of
+from node_agent.repository.restore_special import make_special
 from node_agent.repository.restore_target import (
     Folder,
     InTheWay,
@@ -61,6 +63,7 @@ def restore(
     target: Path,
     *,
     include: Sequence[bytes] = (),
+    choice: Choice | None = None,
     strip: bytes | None = None,
     overwrite: Overwrite = "always",
     progress: Progress,
@@ -69,58 +72,50 @@ def restore(
 ) -> RestoreResult:
     """Recreate a snapshot's files below ``target``, which is made if it does not exist.
 
-    ``include``: paths in the snapshot, with what lies below them; empty means all. ``strip``: a folder (or file) in the
+    ``include``: paths in the snapshot, with what lies below them; empty means all. ``choice``: instead of them; then
+    folders that only lead to something are made once there is something. ``strip``: a folder (or file) in the
     snapshot whose content is put into ``target`` directly. ``overwrite`` decides about files that exist: ``never``
     leaves them, ``changed`` rewrites those of other size or time, ``always`` all. Folders are never removed.
     ``verify`` reads every file back. The index must have been loaded.
     Raises SnapshotNotFound, SourceMissing (a path that is not in the snapshot), TargetError, TargetFull.
     """
     allow_many()
-    selection = _Selection([normal_path(path) for path in include])
-    top, base = _start(repo, snapshot_id, strip, selection)
-    trees = Trees(repo, whole=not selection.paths)
+    choice = choice or Paths([normal_path(path) for path in include])
+    top, base, choice = _start(repo, snapshot_id, strip, choice)
+    trees = Trees(repo, whole=choice.most)
     if not progress.counters.total_bytes:
-        _measure(trees, top, base, selection, progress)
+        _measure(trees, top, base, choice, progress)
     fd, created = open_target(target)
-    run = _Run(repo, trees, fd, selection, overwrite, progress, issues, verify)
+    run = _Run(repo, trees, fd, choice, overwrite, progress, issues, verify)
     run.restore(top, base, created)
+    if isinstance(choice, Included) and run.result == RestoreResult() and not issues.left_out:
+        raise SourceMissing(
+            "Nothing in the snapshot matches what is to be included.",
+            hint="Look with ls what is in it; a pattern without a slash in front matches at any depth.",
+        )
     if run.refused and run.result == RestoreResult():
         raise TargetError(f"Nothing could be restored to {printable(str(target))}. {run.refused}")
     return run.result
 
 
-def _start(repo: Repository, snapshot_id: str, strip: bytes | None, selection: _Selection) -> tuple[Node, bytes]:
-    """The folder to begin with (nameless if the target does not become it) and its path, without a slash at the end."""
+def _start(repo: Repository, snapshot_id: str, strip: bytes | None, choice: Choice) -> tuple[Node, bytes, Choice]:
+    """The folder to begin with (nameless if the target does not become it), its path, without a slash at the end, and
+    what is to be restored of it."""
     base = normal_path(strip or b"/")
     top = find_node(repo, snapshot_id, base)
-    for path in selection.paths:
+    for path in choice.paths if isinstance(choice, Paths) else ():
         find_node(repo, snapshot_id, path)
     if not top.is_dir:
-        selection.only(base)
+        choice = Paths([base])
         base = os.path.dirname(base)
         top = replace(find_node(repo, snapshot_id, base), name=b"")
-    return top, base.rstrip(b"/")
+    return top, base.rstrip(b"/"), choice
 
 
-class _Selection:
-    def __init__(self, paths: list[bytes]) -> None:
-        self.paths = [] if b"/" in paths else paths
-
-    def only(self, path: bytes) -> None:
-        self.paths = [path]
-
-    def takes(self, path: bytes) -> bool:
-        """Whether the path itself is wanted."""
-        return not self.paths or any(path == wanted or path.startswith(wanted + b"/") for wanted in self.paths)
-
-    def leads(self, path: bytes) -> bool:
-        """Whether something below the path is wanted."""
-        return any(wanted.startswith(path + b"/") for wanted in self.paths)
-
-
-def _measure(trees: Trees, top: Node, base: bytes, selection: _Selection, progress: Progress) -> None:
+def _measure(trees: Trees, top: Node, base: bytes, choice: Choice, progress: Progress) -> None:
     """Set the totals, so that the run can say how far it is. Damaged folders are told of later."""
-    counts = _count_chosen(trees, top, base, selection) if selection.paths else trees.count(top.subtree or b"")
+    everything = isinstance(choice, Paths) and choice.most
+    counts = trees.count(top.subtree or b"") if everything else count_chosen(trees, top.subtree, base, choice)
     size = files = 0
     for more_files, more_size in counts:
         progress.check()
@@ -129,31 +124,19 @@ def _measure(trees: Trees, top: Node, base: bytes, selection: _Selection, progre
     progress.set(total_bytes=size, total_files=files)
 
 
-def _count_chosen(trees: Trees, top: Node, base: bytes, selection: _Selection) -> Iterator[tuple[int, int]]:
-    """(files, their bytes) of each folder that holds, or leads to, what was chosen."""
-    stack = [(top.subtree, base)]
-    while stack:
-        subtree, path = stack.pop()
-        size = files = 0
-        below: list[tuple[bytes | None, bytes]] = []
-        for name, folder, length in trees.sizes(subtree):
-            child = path + b"/" + name
-            taken = selection.takes(child)
-            if folder is not None and (taken or selection.leads(child)):
-                below.append((folder, child))
-            elif length is not None and taken:
-                size += length
-                files += 1
-        yield files, size
-        trees.expect([folder for folder, _ in below if folder is not None])
-        stack += reversed(below)
-
-
 @dataclass(slots=True)
 class _Frame:
-    folder: Folder
+    """A folder of the snapshot on the way of the walk; ``folder`` is None while nothing in it was restored."""
+
+    node: Node
+    folder: Folder | None
     path: bytes
     nodes: Iterator[Node]
+    whole: bool = False
+
+    def leave(self) -> None:
+        if self.folder is not None:
+            self.folder.release()
 
 
 @dataclass(slots=True)
@@ -172,7 +155,7 @@ class _Run:
         repo: Repository,
         trees: Trees,
         target_fd: int,
-        selection: _Selection,
+        choice: Choice,
         overwrite: Overwrite,
         progress: Progress,
         issues: Issues,
@@ -180,7 +163,7 @@ class _Run:
     ) -> None:
         self._repo = repo
         self._target_fd = target_fd
-        self._selection = selection
+        self._choice = choice
         self._overwrite = overwrite
         self._progress = progress
         self._issues = issues
@@ -196,7 +179,7 @@ class _Run:
         """Everything below ``top``. Takes over the target's descriptor."""
         node = top if created and top.name else None
         root = Folder(self._target_fd, base or b"/", (), node, None, self._finish_folder)
-        stack = [_Frame(root, base, self._children(top, base))]
+        stack = [_Frame(top, root, base, self._children(top, base))]
         held: set[FileJob] = set()  # keep their folders open
         counted = self._progress.counters
         expected = Crew.pieces(counted.total_files // BATCH_FILES, counted.total_bytes)
@@ -211,7 +194,7 @@ class _Run:
             for job in held:
                 job.folder.release()
             while stack:
-                stack.pop().folder.release()
+                stack.pop().leave()
             self.result.bytes_written = content.bytes_written
             self._notes.tell(self._issues)
 
@@ -222,10 +205,10 @@ class _Run:
             if child is None:
                 if len(stack) == 1:
                     self._finish_files()
-                stack.pop().folder.release()
+                stack.pop().leave()
                 continue
             self._progress.check()
-            deeper = self._visit(frame, child)
+            deeper = self._visit(stack, child)
             if deeper is not None:
                 stack.append(deeper)
 
@@ -248,35 +231,67 @@ class _Run:
         self._trees.expect([child.subtree for child in nodes if child.subtree is not None])
         return iter(nodes)
 
-    def _visit(self, frame: _Frame, node: Node) -> _Frame | None:
+    def _visit(self, stack: list[_Frame], node: Node) -> _Frame | None:
+        frame = stack[-1]
         path = frame.path + b"/" + node.name
         if not is_safe_name(node.name):
             self._damaged(path, "Its name could lead outside of the target; it was not restored.")
             return None
-        wanted = self._selection.takes(path)
-        if not wanted and not (node.is_dir and self._selection.leads(path)):
+        taken, leads, whole = (True, True, True) if frame.whole else self._choice.look(path)
+        if node.type == "socket" and taken:
+            self._notes.add("socket", path)
             return None
-        try:
-            if node.is_dir:
-                return self._enter(frame.folder, node, path, wanted)
-            self._restore_entry(frame.folder, node, path)
-        except InTheWay as error:
-            self._leave_out(path, "in-the-way", str(error))
-        except OSError as error:
-            whole = translate(error, path)
-            if whole is not None:
-                raise whole from error
-            self.refused = self.refused or f"{printable(path)} cannot be written: {error.strerror}."
-            self._leave_out(path, "not-written", f"It cannot be written: {error.strerror}.")
-        return None
+        folder: Folder | None = None
+        if taken:
+            above = self._made(stack)
+            if above is None:
+                return None
+            try:
+                if not node.is_dir:
+                    self._restore_entry(above, node, path)
+                else:
+                    folder = self._enter(above, node, path, wanted=True)
+            except (InTheWay, OSError) as error:
+                self._refuse(error, path)
+                return None
+        if not node.is_dir or not (taken or leads):
+            return None
+        return _Frame(node, folder, path, self._children(node, path) if leads else iter(()), whole)
 
-    def _enter(self, parent: Folder, node: Node, path: bytes, wanted: bool) -> _Frame:
+    def _made(self, stack: list[_Frame]) -> Folder | None:
+        """The folder on top, made now with those that lead to it; None if one cannot be: all of it is left out."""
+        if stack[-1].folder is not None:
+            return stack[-1].folder
+        for number, frame in enumerate(stack):
+            above = stack[number - 1].folder
+            if frame.folder is not None or above is None:
+                continue
+            try:
+                frame.folder = self._enter(above, frame.node, frame.path, wanted=False)
+            except (InTheWay, OSError) as error:
+                self._refuse(error, frame.path)
+                for lost in stack[number:]:
+                    lost.nodes = iter(())
+                break
+        return stack[-1].folder
+
+    def _refuse(self, error: InTheWay | OSError, path: bytes) -> None:
+        """One item that the target does not take; raises what ends the whole run."""
+        if isinstance(error, InTheWay):
+            self._leave_out(path, "in-the-way", str(error))
+            return
+        whole = translate(error, path)
+        if whole is not None:
+            raise whole from error
+        self.refused = self.refused or f"{printable(path)} cannot be written: {error.strerror}."
+        self._leave_out(path, "not-written", f"It cannot be written: {error.strerror}.")
+
+    def _enter(self, parent: Folder, node: Node, path: bytes, *, wanted: bool) -> Folder:
         fd, created = enter(parent, node.name, self._overwrite)
         # A folder that only leads to what is wanted keeps what it is, if it was there.
         own = node if created or (wanted and self._overwrite != "never") else None
         self.result.dirs += wanted
-        folder = Folder(fd, path, (*parent.parts, node.name), own, parent.hold(), self._finish_folder, fresh=created)
-        return _Frame(folder, path, self._children(node, path))
+        return Folder(fd, path, (*parent.parts, node.name), own, parent.hold(), self._finish_folder, fresh=created)
 
     def _finish_folder(self, folder: Folder) -> None:
         if folder.node is not None:
@@ -293,10 +308,10 @@ class _Run:
             self._progress.add(done_files=int(node.is_file), done_bytes=node.size)
         elif node.is_file:
             self._queue_file(folder, node, path, new=existing is None)
-        elif node.type == "socket":
-            self._notes.add("socket", path)
+        elif make_special(folder, node, path, self._notes):
+            self.result.others += 1
         else:
-            self._make_special(folder, node, path)
+            self._leave_out(path, "unknown-type", f"It is of the unknown type {node.type!r}.")
 
     def _keeps(self, existing: os.stat_result, node: Node) -> bool:
         if self._overwrite == "never":
@@ -319,40 +334,6 @@ class _Run:
                     first.waiting.append(job)
                 return
         self._content.add(job)
-
-    def _make_special(self, folder: Folder, node: Node, path: bytes) -> None:
-        if folder.fresh and node.type == "symlink" and self._make_link(folder, node, path):
-            return
-        temporary = temporary_name()
-        if node.type == "symlink":
-            os.symlink(node.linktarget, temporary, dir_fd=folder.fd)
-        elif node.type == "fifo":
-            os.mkfifo(temporary, 0o600, dir_fd=folder.fd)
-        elif node.type in ("dev", "chardev"):
-            kind = stat.S_IFBLK if node.type == "dev" else stat.S_IFCHR
-            try:
-                os.mknod(temporary, kind | 0o600, node.device, dir_fd=folder.fd)
-            except (OverflowError, ValueError) as error:
-                raise InTheWay(f"No device has the number {node.device}.") from error
-        else:
-            self._leave_out(path, "unknown-type", f"It is of the unknown type {node.type!r}.")
-            return
-        apply_to_name(folder.fd, temporary, node, path, self._notes)
-        put_in_place(folder, temporary, node.name)
-        self.result.others += 1
-
-    def _make_link(self, folder: Folder, node: Node, path: bytes) -> bool:
-        """A symbolic link in a folder that nobody else may change; False if something has its name after all.
-
-        It is whole from the start, so it needs no other name before.
-        """
-        try:
-            os.symlink(node.linktarget, node.name, dir_fd=folder.fd)
-        except FileExistsError:
-            return False
-        apply_to_name(folder.fd, node.name, node, path, self._notes)
-        self.result.others += 1
-        return True
 
     # --- files that are finished ---
 

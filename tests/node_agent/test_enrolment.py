@@ -122,9 +122,12 @@ def test_a_second_enrolment_needs_force(
     server: ServerDouble, enrolled: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.codes.add("good-code")
+    left = enrolled.state / ".token-abcdefgh"
+    left.write_text("half of a token, by a process that was killed")
     assert enroll(enrolled, server.url, server.code) == 1
     assert "already" in capsys.readouterr().err
     assert enroll(enrolled, server.url, server.code, "--force") == 0
+    assert not left.exists()
     assert (enrolled.state / "token").read_text() == server.node_tokens[-1]
 
 

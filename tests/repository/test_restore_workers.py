@@ -13,7 +13,9 @@ from node_agent.errors import TargetFull, WorkerDied
 from node_agent.items import Issues
 from node_agent.progress import Progress
 from node_agent.repository import restore_content, restore_crew, restore_worker
+from node_agent.repository.patterns import Patterns
 from node_agent.repository.processes import WorkerProcess
+from node_agent.repository.restore_choice import chosen_by
 from node_agent.repository.restore_crew import Crew
 from tests.repository.core_world import flip, new_repo, open_repo, stored
 from tests.repository.data_world import (
@@ -259,3 +261,18 @@ def test_where_no_process_comes_up_threads_write_and_it_is_not_tried_again(
     assert 1 <= len(processes_only) <= 2
     assert "threads write instead" in caplog.text
     assert all(process._process.poll() is not None for process in processes_only)
+
+
+def test_processes_restore_what_patterns_choose(tmp_path: Path, processes_only: list[WorkerProcess]) -> None:
+    source = many_files(tmp_path / "source")
+    repo = new_repo(tmp_path / "repo")
+    snapshot = back_up(repo, source).snapshot_id
+    choice = chosen_by(Patterns(["f[1-4]?", "!d3"]), Patterns())
+    result = bring_back(repo, snapshot, tmp_path / "out", choice=choice)
+    assert processes_only
+    there = restored(tmp_path / "out", source)
+    wanted = [n for n in range(10, 50) if n % 7 != 3]
+    assert result.files == len(wanted) and not leftovers(there)
+    assert {path.name for path in there.rglob("f*")} == {f"f{n}" for n in wanted}
+    assert all((there / f"d{n % 7}/f{n}").read_bytes() == (source / f"d{n % 7}/f{n}").read_bytes() for n in wanted)
+    assert not (there / "d3").exists()
