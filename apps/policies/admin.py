@@ -214,7 +214,10 @@ class PolicyAdmin(GrantedAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         machines = (_("Machines"), {"fields": ("backup_new", "freeze", "freeze_limit_s")})
-        return [*super().get_fieldsets(request, obj), *([machines] if _has_machines(request) else []), _COMMANDS]
+        title, about = _COMMANDS
+        unused = obj is None or commands.of(obj) is None  # few policies have any
+        about = {**about, "classes": ("collapse",) if unused else ()}
+        return [*super().get_fieldsets(request, obj), *([machines] if _has_machines(request) else []), (title, about)]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         fixed = super().get_readonly_fields(request, obj)

@@ -174,3 +174,11 @@ def test_right_in_one_tenant_is_none_in_another(world):
     with pytest.raises(Denied):
         commands.require_right(world.admin, world.alpha.tenant, None, LOCK)
     commands.require_right(world.admin, world.alpha.tenant, None, {"command_before": ""})  # nothing is changed
+
+
+def test_the_form_shows_commands_only_where_there_are_any_or_one_asks_for_them(world):
+    client = signed_in(world.owner)
+    form = page(Policy, "change", world.alpha.policy.pk)
+    assert "<details><summary>" in " ".join(client.get(form).content.decode().split()).replace("> <", "><")
+    told(world.alpha.policy)
+    assert "<details>" not in client.get(form).content.decode()
