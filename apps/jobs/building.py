@@ -410,6 +410,8 @@ def remove_traces(
         "snapshots": platform.kind != PlatformKind.KVM or any(row.in_cluster for row in rows),
     }
     alone = {"excludes": machine_gate(workload), "requires": _for_platform(platform)}
+    if platform.kind == PlatformKind.KVM:  # beside no import onto the host, which may be putting this machine back
+        alone["shares"] = _target_gate("import", platforms.loaded(platform, workload.facts.get("host", "")))
     return made, [task(made, 0, TaskKind.REMOVE_TRACES, spec, protocol.RemoveTracesSpec, **alone)]
 
 

@@ -13,13 +13,13 @@ from apps.catalog.models import RestorePoint, Trace
 from apps.errors import Conflict, Denied, NotFound
 from apps.iam.models import AuditEvent
 from apps.inventory import exclusion
-from apps.inventory.models import PlatformKind
-from apps.jobs import chores, placement, requests, traces
+from apps.inventory.models import Platform, PlatformKind
+from apps.jobs import building, chores, lease, placement, requests, traces
 from apps.jobs.models import Job, JobKind, State
 from apps.policies import assignment
 from apps.policies.models import Assignment, Schedule
 from apps.reports import alerts
-from node_agent.protocol import RemoveTracesResult, TraceFacts, owner_of
+from node_agent.protocol import MachineTarget, RemoveTracesResult, RestoreTarget, TraceFacts, owner_of
 from tests.apps.acting import ActingNode, backup_result
 from tests.apps.clouds import find, machine, make_platform, workload
 
@@ -202,6 +202,39 @@ def test_two_machines_do_not_wait_for_one_another(world, kvm):
     for number in (1, 2):
         requests.backup_now(world.admin, workload(kvm, number))
     assert node.take() and node.take()
+
+
+def restored_in_place(world, point, kind: PlatformKind):
+    platform = Platform.objects.get(kind=kind)
+    target = RestoreTarget(
+        driver=kind, path="", in_place=True, overwrite="always", machine=MachineTarget(host="kvm1.example")
+    )
+    copy = point.copies.get()
+    made, tasks = building.restore(
+        point, copy, platform.node, target, later(0), chosen=[], verify=False, staging="stream", platform=platform
+    )
+    return made, tasks
+
+
+@pytest.mark.parametrize("kind", [PlatformKind.KVM, PlatformKind.RBD])
+def test_never_beside_a_restore_that_puts_the_machine_back(world, kvm, kind):
+    Platform.objects.filter(pk=kvm.pk).update(kind=kind)
+    type(world.alpha.node).objects.filter(pk=world.alpha.node.pk).update(drivers=["kvm", "rbd"], slots=5)
+    back_up(world, kvm)
+    assert lease.add(*restored_in_place(world, workload(kvm).points.get(), kind))
+    leaves(world, kvm, "policy disabled")
+    traces.plan(later(-3))
+    assert traces.plan(later(0)) == 0, "a restore waits"
+    restore = Job.objects.get(kind=JobKind.RESTORE)
+    Job.objects.filter(pk=restore.pk).update(state=State.FAILED)  # as if it had come a moment later
+    assert traces.plan(later(0)) == 1
+    Job.objects.filter(pk=restore.pk).update(state=State.QUEUED)
+    node = ActingNode(world.alpha.node)
+    first = node.take()
+    assert first is not None and node.take() is None, "they come one after the other"
+    node.fail(first)
+    second = node.take()
+    assert second is not None and {first.spec.kind, second.spec.kind} == {"restore", "remove-traces"}
 
 
 def test_an_unreachable_platform_is_told_and_tried_again_after_a_while(world, kvm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from node_agent.errors import BrsError, RefusedError, SourceError
@@ -16,7 +18,9 @@ from node_agent.protocol import (
     owner_of,
 )
 from node_agent.tasks.dispatch import perform
+from node_agent.worker import Worker
 from tests.node_agent.machine_double import access
+from tests.node_agent.server_double import ServerDouble
 from tests.node_agent.test_machines import UUID, Bench, Outlet, bench
 
 __all__ = ["bench"]  # a fixture
@@ -70,6 +74,19 @@ def test_a_look_tells_whose_traces_each_machine_bears(bench: Bench) -> None:
     assert isinstance(context.outlet, Outlet)
     [told] = context.outlet.machines[0].traces or []
     assert (told.owner, told.names) == (bench.there.requests[0].mark, ["ck-1"])
+
+
+def test_a_node_at_work_removes_for_its_server(
+    bench: Bench, server: ServerDouble, start: Callable[..., Worker]
+) -> None:
+    config = bench.place.state / "node.toml"
+    config.write_text(config.read_text().replace("[roots]\n", '[roots]\nplatforms = ["kvm:"]\n'))
+    bench.backup()
+    start()
+    mark = bench.there.requests[0].mark
+    done = server.wait(server.add(RemoveTracesSpec(platform=access(), machine=MACHINE, marks=[mark])))
+    assert done.state == "succeeded" and done.result is not None
+    assert done.result.result == RemoveTracesResult(removed=["ck-1"]) and not bench.there.vms[UUID].dirty
 
 
 def test_removing_stops_before_its_lease_ends_and_a_hashed_owner_never_changes() -> None:
