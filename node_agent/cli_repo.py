@@ -43,6 +43,7 @@ def _backup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_exclude_options(parser)
     parser.add_argument("--one-file-system", "-x", action="store_true", help="do not enter other file systems")
     parser.add_argument("--force", "-f", action="store_true", help="read everything, whatever the last backup says")
+    parser.add_argument("--dry-run", "-n", action="store_true", help="store nothing, only say what would be added")
     _add_backup_options(parser)
 
 

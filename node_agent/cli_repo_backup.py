@@ -81,9 +81,10 @@ def backup(args: argparse.Namespace) -> int:
             time=_instant(args),
             one_file_system=args.one_file_system,
             compression=args.compression,
+            dry_run=args.dry_run,
         )
 
-    return _run(args, run)
+    return _run(args, run, dry_run=args.dry_run)
 
 
 def _backup_stream(args: argparse.Namespace, name: str) -> int:
@@ -101,9 +102,10 @@ def _backup_stream(args: argparse.Namespace, name: str) -> int:
                 time=_instant(args),
                 compression=args.compression,
                 ended=source.ended,
+                dry_run=args.dry_run,
             )
 
-    return _run(args, run)
+    return _run(args, run, dry_run=args.dry_run)
 
 
 def _instant(args: argparse.Namespace) -> datetime:
@@ -244,21 +246,23 @@ def _same(given: str, paths: Sequence[str]) -> Sequence[str]:
 _Backup = Callable[[Repository, Lock, str, Progress, Issues], BackupResult]
 
 
-def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
-    """What all backups share: open, lock, run, tell. 3 when something was left out."""
+def _run(args: argparse.Namespace, run: _Backup, disk: str = "", *, dry_run: bool = False) -> int:
+    """What all backups share: open, lock, run, tell. 3 when something was left out. A dry run reads as others read."""
     started = time.monotonic()
     issues = Issues()
     host = args.host or socket.gethostname()
     with open_repository(args) as repo, progress_shown(args) as progress:
         pause = waiting(progress, lambda text: progress.log("warning", text))
-        with repo.lock(wait_s=lock_wait_s(args), early=True, pause=pause) as lock:
+        with repo.lock(wait_s=lock_wait_s(args), read_only_ok=dry_run, early=not dry_run, pause=pause) as lock:
             repo.load_index()
             result = run(repo, lock, host, progress, issues)
-        immutable = None if repo.backend.object_lock is None else all(i.code != NOT_IMMUTABLE for i in issues.items)
+        immutable = None
+        if repo.backend.object_lock is not None and not dry_run:
+            immutable = all(issue.code != NOT_IMMUTABLE for issue in issues.items)
     report_issues(issues, as_json=wants_json(args), during="archival")
     seconds = time.monotonic() - started
     if wants_json(args):
-        facts = _summary(result, issues, seconds) | {"immutable": immutable}
+        facts = _summary(result, issues, seconds) | ({"dry_run": True} if dry_run else {"immutable": immutable})
         print_json(facts | _tracking_base(repo, result, disk))
     else:
         _tell(result, seconds)
@@ -266,7 +270,8 @@ def _run(args: argparse.Namespace, run: _Backup, disk: str = "") -> int:
             print("it is immutable" if immutable else "warning: it is NOT IMMUTABLE, see the note above")
     if not result.partial:
         return 0
-    print(f"warning: {issues.left_out} items are not, or not whole, in the snapshot", file=sys.stderr)
+    where = "would not be, or not whole," if dry_run else "are not, or not whole,"
+    print(f"warning: {issues.left_out} items {where} in the snapshot", file=sys.stderr)
     return 3
 
 
@@ -287,7 +292,7 @@ def _summary(result: BackupResult, issues: Issues, seconds: float) -> dict[str, 
         "total_bytes_processed": result.size_bytes,
         "total_bytes_read": result.read_bytes,
         "total_duration": seconds,
-        "snapshot_id": result.snapshot_id,
+        "snapshot_id": result.snapshot_id or None,
         "tree": result.tree_id,
         "parent": result.parent_id,
         "block_size": result.block_size,
@@ -310,5 +315,9 @@ def _tell(result: BackupResult, seconds: float) -> None:
         print(f"parent snapshot {result.parent_id[:8]}")
     print(f"files: {result.files_new} new, {result.files_changed} changed, {result.files_unmodified} unmodified")
     print(f"processed {result.files} files, {human_size(result.size_bytes)}; read {human_size(result.read_bytes)}")
-    print(f"added {human_size(result.new_bytes)} ({human_size(result.stored_bytes)} stored) in {seconds:.1f} s")
+    added = f"{human_size(result.new_bytes)} ({human_size(result.stored_bytes)} stored)"
+    if not result.snapshot_id:
+        print(f"would add {added}, found in {seconds:.1f} s; nothing was stored, there is no snapshot")
+        return
+    print(f"added {added} in {seconds:.1f} s")
     print(f"snapshot {result.snapshot_id[:8]} saved")

@@ -45,8 +45,9 @@ def backup_files(
     time: datetime,
     one_file_system: bool = False,
     compression: str = "auto",
+    dry_run: bool = False,
 ) -> BackupResult:
-    """Store the trees below ``roots`` as one snapshot.
+    """Store the trees below ``roots`` as one snapshot; with ``dry_run`` only find out what that would add.
 
     The index must have been loaded. Roots themselves may be links and are followed; nothing below them is.
     With a ``parent`` (a snapshot id), files whose size, times and inode are as they were there are not read.
@@ -55,23 +56,29 @@ def backup_files(
     Raises SourceMissing when a root does not exist and SourceError when one cannot be read at all.
     """
     plan = plan_roots(roots, found_at)
-    repo.settle()  # before anything rests on what the index says
+    if not dry_run:
+        repo.settle()  # before anything rests on what the index says
     before = _find_parent(repo, parent, progress)
     rules = excludes if isinstance(excludes, Excludes) else Excludes(excludes)
     options = WalkOptions(rules, before, one_file_system, owners or {})
-    with _folder_cache(repo) as cache, repo.writer(progress, compression=compression) as writer:
+    with (
+        _folder_cache(repo) as cache,
+        repo.writer(progress, compression=compression, dry_run=dry_run) as writer,
+    ):
         walk = Walk(repo, writer, options, progress, issues, cache)
         epoch = repo.index.epoch
         with estimated([(found_at or {}).get(root, root) for root in roots], options.excludes, progress):
             tree_id = walk.store(plan)
         writer.flush()
-        repo.load_index()
-        if repo.index.epoch != epoch:  # what was taken over unread may be gone
-            prove_tree(repo, tree_id)
         facts = Facts(host, paths, tags, time, before.id if before is not None else None, rules.patterns)
-        snapshot_id = publish(repo, lock, tree_id, (), facts, issues, progress=progress)
-        if cache is not None:
-            cache.commit(epoch, repo.index.file_names())
+        snapshot_id = ""
+        if not dry_run:
+            repo.load_index()
+            if repo.index.epoch != epoch:  # what was taken over unread may be gone
+                prove_tree(repo, tree_id)
+            snapshot_id = publish(repo, lock, tree_id, (), facts, issues, progress=progress)
+            if cache is not None:
+                cache.commit(epoch, repo.index.file_names())
         stats = walk.stats
         return BackupResult(
             snapshot_id=snapshot_id,

@@ -16,7 +16,8 @@ from node_agent.repository.snapshot import PARTIAL_TAG, Snapshot, new_snapshot, 
 
 @dataclass(slots=True)
 class BackupResult:
-    """What a backup did. Sizes in bytes; ``size_bytes`` is what a restore brings back."""
+    """What a backup did, or would do: then there is no ``snapshot_id``. Sizes in bytes; ``size_bytes`` is what a
+    restore brings back."""
 
     snapshot_id: str
     tree_id: str

@@ -49,7 +49,7 @@ from node_agent.repository.polynomial import random_polynomial
 from node_agent.repository.reader import BlobReader
 from node_agent.repository.sealed import SealedFiles
 from node_agent.repository.strict_json import parse_json
-from node_agent.repository.writer import BlobWriter, Saved
+from node_agent.repository.writer import BlobWriter, CountingWriter, Saved
 
 __all__ = ["BlobKind", "BlobWriter", "Config", "Lock", "LockHolder", "Repository", "Saved"]
 
@@ -205,7 +205,7 @@ class Repository:
         if self.lockless and (exclusive or not read_only_ok):
             raise ConfigError(
                 "What changes a repository needs a lock.",
-                hint="Leave out --no-lock: it is for reading, and for forget, prune and repair with --dry-run.",
+                hint="Leave out --no-lock: it is for reading, and for backup, forget, prune and repair with --dry-run.",
             )
         try:
             lock: Lock = NoLock()
@@ -301,11 +301,21 @@ class Repository:
         return BlobReader(self.files, self.index).load_fitting(kind, ids, room)
 
     def writer(
-        self, progress: Progress, *, compression: str = "auto", workers: int | None = None, verify_write: bool = False
+        self,
+        progress: Progress,
+        *,
+        compression: str = "auto",
+        workers: int | None = None,
+        verify_write: bool = False,
+        dry_run: bool = False,
     ) -> BlobWriter:
-        """A context manager; see :class:`BlobWriter`. Raises at once if nothing may be written."""
-        self.settle()
-        return BlobWriter(
+        """A context manager; see :class:`BlobWriter`. Raises at once if nothing may be written.
+
+        With ``dry_run`` nothing is, and no lock is needed.
+        """
+        if not dry_run:
+            self.settle()
+        return (CountingWriter if dry_run else BlobWriter)(
             self.files,
             self.index,
             self.guard,

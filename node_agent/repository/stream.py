@@ -34,11 +34,14 @@ def backup_stream(
     time: datetime,
     compression: str = "auto",
     ended: Callable[[], None] = lambda: None,
+    dry_run: bool = False,
 ) -> BackupResult:
-    """Store the stream as ``/name``. ``ended`` is called at its end, and raises if what came is not the whole:
-    then there is no snapshot."""
+    """Store the stream as ``/name``; with ``dry_run`` only find out what that would add.
+
+    ``ended`` is called at its end, and raises if what came is not the whole: then there is no snapshot.
+    """
     content = Content()
-    with repo.writer(progress, compression=compression) as writer:
+    with repo.writer(progress, compression=compression, dry_run=dry_run) as writer:
         for chunk in repo.chunker.cut(stream):
             progress.check()
             content.add(writer.submit(BlobKind.DATA, chunk), len(chunk))
@@ -48,7 +51,7 @@ def backup_stream(
         tree_id = writer.submit(BlobKind.TREE, encode_tree([EncodedNode(node.name, encode_node(node))])).result().id
         writer.flush()
         facts = Facts(host, [f"/{name}"], tags, time)
-        snapshot_id = publish(repo, lock, tree_id, content.ids(), facts, issues, progress=progress)
+        snapshot_id = "" if dry_run else publish(repo, lock, tree_id, content.ids(), facts, issues, progress=progress)
         return BackupResult(
             snapshot_id=snapshot_id,
             tree_id=tree_id.hex(),

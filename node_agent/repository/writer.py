@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 from node_agent.errors import BrsError, RepositoryError
 from node_agent.progress import Progress
 from node_agent.repository.backend.base import Buffer, Kind
+from node_agent.repository.byte_budget import ByteBudget
 from node_agent.repository.compression import level_of
 from node_agent.repository.heap import share_heaps
 from node_agent.repository.index import Index
@@ -87,32 +88,6 @@ def usable_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class _ByteBudget:
-    """Counts bytes in flight; blocks at the limit. One piece larger than the limit may pass alone."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._changed = threading.Condition()
-
-    def acquire(self, count: int, still_wanted: Callable[[], None]) -> None:
-        with self._changed:
-            while self._used and self._used + count > self._limit:
-                self._changed.wait(1.0)
-                still_wanted()
-            self._used += count
-
-    def release(self, count: int) -> None:
-        with self._changed:
-            self._used -= count
-            self._changed.notify_all()
-
-    def wait_empty(self) -> None:
-        with self._changed:
-            while self._used:
-                self._changed.wait()
-
-
 def _id(data: Buffer | Prepared) -> bytes:
     return data.id if isinstance(data, Prepared) else hashlib.sha256(data).digest()
 
@@ -146,7 +121,7 @@ class BlobWriter:
         self._progress = progress
         self._pack_size = pack_size
         self.sealer = Sealer(files.key, level_of(compression), EVERYTHING if verify_write else SAMPLE)
-        self._budget = _ByteBudget(BYTES_IN_FLIGHT)
+        self._budget = ByteBudget(BYTES_IN_FLIGHT)
         self._gathering = threading.Lock()
         self._batch = _Batch()
         self._state = threading.Lock()  # claims, builders, unindexed packs, figures
@@ -409,3 +384,15 @@ class BlobWriter:
     def _index_finished(self) -> None:
         self._error = None
         self._write_index(True)
+
+
+class CountingWriter(BlobWriter):
+    """Of a dry run: does all that a writer does but store anything, so that its figures are those of a real run.
+
+    Ids of new blobs are held to the end.
+    """
+
+    def _upload(self, builder: PackBuilder) -> None:
+        self._waits(builder.kind, -builder.content_bytes)
+        builder.parts.clear()
+        self._pack_slots.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.repository.cli_world import Cli
-from tests.repository.core_world import PASSWORD, restic
+from tests.repository.core_world import PASSWORD, open_repo, restic
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# more"
 
@@ -226,3 +227,58 @@ def test_a_quiet_standard_input_does_not_keep_a_backup_from_stopping(cli: Cli) -
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130
     assert len(cli.json("snapshots")) == before and not cli.run("list", "locks").stdout
+
+
+def everything(cli: Cli) -> dict[Path, tuple[int, int]]:
+    """All objects that the store holds, with size and time."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in cli.repo.rglob("*") if path.is_file()}
+
+
+COUNTS = ("files_new", "files_changed", "files_unmodified", "total_files_processed", "total_bytes_processed")
+
+
+def test_a_dry_run_says_what_a_backup_would_add_and_stores_nothing(tmp_path: Path, tree: Path) -> None:
+    cli, source = Cli(tmp_path), tmp_path / "source"
+    cli.run("init")
+    subprocess.run(["cp", "-a", str(tree), str(source)], check=True)
+    (source / "large").write_bytes(random.Random(3).randbytes(3 << 20))
+    for step in ("all is new", "something changed"):
+        before = everything(cli)
+        args = (str(source), "--exclude", "*.bin")
+        would = cli.json("backup", "--dry-run", *args)
+        theirs = restic(cli.repo, "backup", "--dry-run", "--json", *args).stdout.splitlines()[-1]
+        assert {name: would[name] for name in COUNTS} == {name: json.loads(theirs)[name] for name in COUNTS}, step
+        assert would["dry_run"] is True and would["snapshot_id"] is None
+        said = cli.run("backup", "-n", *args).stdout.decode()
+        assert "would add" in said and "there is no snapshot" in said and "saved" not in said
+        assert everything(cli) == before
+        done = cli.json("backup", *args)
+        assert {name: would[name] for name in COUNTS} == {name: done[name] for name in COUNTS}
+        # trees may differ by some times of access
+        assert abs(would["data_added"] - done["data_added"]) < 1000 and "dry_run" not in done
+        assert abs(would["data_added_packed"] - done["data_added_packed"]) < 1000
+        (source / "new").write_bytes(random.Random(4).randbytes(1 << 20))
+        (source / "large").write_bytes(random.Random(5).randbytes(3 << 20))
+    restic(cli.repo, "check", "--read-data")
+
+
+def test_a_dry_run_holds_the_lock_of_a_reader(tmp_path: Path, tree: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.run("init")
+    repo = open_repo(cli.repo)
+    with repo.lock():
+        assert cli.json("backup", "-n", str(tree))["files_new"] == 20
+    with repo.lock(exclusive=True):
+        assert "in use alone" in cli.error("backup", "-n", str(tree), expect=11)
+        before = everything(cli)
+        assert cli.json("backup", "-n", "--no-lock", str(tree))["files_new"] == 20
+        assert everything(cli) == before
+        assert "needs a lock" in cli.error("backup", "--no-lock", str(tree))
+
+
+def test_a_dry_run_of_a_stream(cli: Cli) -> None:
+    before = everything(cli)
+    would = json.loads(cli.run("backup", "-n", "--json", "--stdin-from-command", "--", "echo", "never stored").stdout)
+    assert would["files_new"] == 1 and would["total_bytes_processed"] == 13 < would["data_added"]
+    assert "ended with 3" in cli.error("backup", "-n", "--stdin-from-command", "--", "sh", "-c", "exit 3")
+    assert everything(cli) == before

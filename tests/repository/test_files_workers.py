@@ -398,3 +398,19 @@ def test_a_store_that_fails_ends_the_run_with_its_own_error(
         with pytest.raises(BrsError, match="cannot be asked"):
             back_up(repo, source)
     assert children() == set()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_dry_run_counts_what_a_run_stores(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, mode: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mode(monkeypatch)
+    repo = new_repo(tmp_path / "repo")
+    before = set((tmp_path / "repo").rglob("*"))
+    would = back_up(repo, source, dry_run=True)
+    assert set((tmp_path / "repo").rglob("*")) == before and not would.snapshot_id
+    done = back_up(repo, source)
+    assert done.new_bytes == would.new_bytes > 0 and done.files_new == would.files_new == 400
+    assert abs(done.stored_bytes - would.stored_bytes) < 100
+    again = back_up(repo, source, parent=done.snapshot_id, dry_run=True)
+    assert again.files_unmodified == 400 and again.read_bytes == 0
