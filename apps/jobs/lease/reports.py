@@ -13,6 +13,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from apps.errors import LeaseLost, NotFound
+from apps.inventory import discovery
 from apps.inventory.models import Node
 from apps.jobs import publish, results
 from apps.jobs.faults import Fault
@@ -73,7 +74,7 @@ def complete(node: Node, task_id: UUID, report: CompleteReport, now: datetime) -
             now,
             fault or Fault("", ""),
             started_at=task.started_at or task.leased_at or now,
-            outcome=report.result.model_dump(mode="json"),
+            outcome=discovery.plain(report.result.model_dump(mode="json")),
             left_out=[item.model_dump() for item in report.left_out],
             left_out_count=report.left_out_count,
             **({"progress": _figures(report.last), "progress_at": now} if report.last else {}),
