@@ -282,3 +282,16 @@ def test_a_dry_run_of_a_stream(cli: Cli) -> None:
     assert would["files_new"] == 1 and would["total_bytes_processed"] == 13 < would["data_added"]
     assert "ended with 3" in cli.error("backup", "-n", "--stdin-from-command", "--", "sh", "-c", "exit 3")
     assert everything(cli) == before
+
+
+def test_find_knows_the_case_of_all_scripts_as_restic_does(cli: Cli, tree: Path) -> None:
+    cli.run("backup", str(tree))
+    snapshot = cli.json("snapshots", "--latest", "1", "--path", str(tree))[0]["id"]
+    hits = []
+    for pattern in ("ÄRG*", "ärg*", "ασ", "ας"):
+        args = ("find", "-i", "--snapshot", snapshot, pattern)
+        theirs, ours = json.loads(restic(cli.repo, *args, "--json").stdout), cli.json(*args)
+        found = [[match["path"] for one in answer for match in one["matches"]] for answer in (ours, theirs)]
+        assert sorted(found[0]) == sorted(found[1])
+        hits.append(len(found[0]))
+    assert hits == [2, 2, 1, 0]
