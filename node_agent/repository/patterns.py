@@ -136,21 +136,26 @@ def _part(text: str) -> _Part:
 
 
 def _match(parts: Sequence[_Part], names: Sequence[str]) -> bool:
-    if _ANY_NAMES in parts:
-        at = parts.index(_ANY_NAMES)
-        return any(
-            _match([*parts[:at], *[_ANY_NAME] * more, *parts[at + 1 :]], names)
-            for more in range(len(names) - len(parts) + 2)
-        )
+    for at, part in enumerate(parts):
+        if part is _ANY_NAMES:
+            expanded = ([*parts[:at], *[_ANY_NAME] * n, *parts[at + 1 :]] for n in range(len(names) - len(parts) + 2))
+            return any(_match(several, names) for several in expanded)
     if not parts:
         return not names
-    first = 0 if parts[0].text == _TOP or names[0] != _TOP else 1
-    last = 0 if parts[0].text == _TOP else len(names) - len(parts)
-    if len(parts) > len(names):
-        return False
-    return any(
-        all(part.fits(names[offset + number]) for number, part in enumerate(parts)) for offset in range(first, last + 1)
-    )
+    from_top = parts[0].text == _TOP
+    first = 0 if from_top or names[0] != _TOP else 1
+    for offset in range(first, 1 if from_top else len(names) - len(parts) + 1):
+        if len(parts) <= len(names) and _fit(parts, names, offset):
+            return True
+    return False
+
+
+def _fit(parts: Sequence[_Part], names: Sequence[str], offset: int) -> bool:
+    for part in parts:  # a loop, since this is asked for each pattern of each file
+        if not part.fits(names[offset]):
+            return False
+        offset += 1
+    return True
 
 
 def _translate(glob: str) -> str:
