@@ -99,8 +99,17 @@ class RbdPlatform(MachinePlatform):
                     self._heal(cluster, image)
                     images[image.name] = image
                     yield self._found(image)
-                for group in list_groups(cluster, pool):
-                    yield self._found_group(cluster, group)
+                yield from self._groups(cluster, pool)
+
+    def _groups(self, cluster: Cluster, pool: str) -> Iterator[FoundMachine | Issue]:
+        """A cluster that does not tell of groups has images all the same."""
+        try:
+            groups = list_groups(cluster, pool)
+        except BrsError as error:
+            yield Issue(pool, error.code, f"The pool's groups are not known: {error.message}")
+            return
+        for group in groups:
+            yield self._found_group(cluster, group)
 
     def _heal(self, cluster: Cluster, image: Image) -> None:
         """What a restore that died left half written; what cannot be rolled back now, a backup of it will say."""

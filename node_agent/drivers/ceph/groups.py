@@ -84,7 +84,12 @@ def snapshot_of(cluster: Cluster, group: Group, images: Sequence[Image], owner: 
     drop(cluster, group, owner)
     cluster.call("create_group_snapshot", pool=group.pool, group=group.name, name=name)
     try:
-        yield [_seen(cluster, group, image, name) for image in images]
+        seen = [_seen(cluster, group, image, name) for image in images]
+        if len(cluster.call("group_images", pool=group.pool, name=group.name)) != len(images):
+            raise SourceChanged(
+                f"The group {group.shown} got another image while its snapshot was made.", hint="Run the backup again."
+            )
+        yield seen
     finally:
         try:
             cluster.call("remove_group_snapshot", pool=group.pool, group=group.name, name=name)

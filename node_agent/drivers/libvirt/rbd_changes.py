@@ -124,7 +124,7 @@ def tracked(host: Host, vm: Vm, request: BackupRequest, state: Path) -> Iterator
     tracking = RbdTracking(request, Journal(state), owner(request))
     with ExitStack() as opened:
         if host.access.ceph_snapshots and request.track:
-            clusters = _Clusters(host, opened)
+            clusters = _Clusters(host, vm, opened)
             for disk in vm.protected:
                 if disk.rbd is None:
                     continue
@@ -144,7 +144,7 @@ def left(host: Host, vm: Vm, request: BackupRequest, *, remove: bool) -> list[st
     """Snapshots of ours on the machine's images; removed, if asked."""
     found = []
     with ExitStack() as opened:
-        clusters = _Clusters(host, opened)
+        clusters = _Clusters(host, vm, opened)
         for disk in vm.disks:
             if disk.rbd is None or not host.access.ceph_snapshots:
                 continue
@@ -166,8 +166,9 @@ def left(host: Host, vm: Vm, request: BackupRequest, *, remove: bool) -> list[st
 class _Clusters:
     """Connections, one for each cluster and login that the machine's disks name."""
 
-    def __init__(self, host: Host, opened: ExitStack) -> None:
+    def __init__(self, host: Host, vm: Vm, opened: ExitStack) -> None:
         self._host, self._opened = host, opened
+        self._pools = sorted({_pool(disk.rbd) for disk in vm.disks if disk.rbd is not None})
         self._known: dict[tuple[Sequence[str], str, str], Cluster | BrsError] = {}
 
     def of(self, source: RbdSource) -> Cluster:
@@ -186,7 +187,7 @@ class _Clusters:
         key = key_of(self._host, source) if source.hosts else ""
         if not key:
             raise CephError("The machine's description does not name the monitors and a secret of libvirt.")
-        return CephAccess(source.hosts, "", source.user or "admin", key, [_pool(source)], any_cluster=True)
+        return CephAccess(source.hosts, "", source.user or "admin", key, self._pools, any_cluster=True)
 
 
 def _pool(source: RbdSource) -> str:
