@@ -34,7 +34,12 @@ def test_an_application_is_at_rest_at_the_instant_of_the_snapshot(running: Guest
     at_rest, at_work = f"rest-{uuid4()}", f"work-{uuid4()}"
     agent = "virsh qemu-agent-command $BRS_MACHINE_ID"
     write = '{"execute":"guest-exec","arguments":{"path":"/bin/sh","arg":["-c","%s"]}}'
-    before = f"{agent} '{write % f'echo {at_rest} >/data/state; sync'}' && sleep 2 && echo held $BRS_MACHINE"
+    before = (
+        f"pid=$({agent} '{write % f'echo {at_rest} >/data/state; sync'}' | tr -dc 0-9)\n"
+        'ask=\'{"execute":"guest-exec-status","arguments":{"pid":\'$pid}}\n'
+        f'until {agent} "$ask" | grep -q \'"exited":true\'; do sleep 0.1; done\n'
+        "echo held $BRS_MACHINE"
+    )
     after = f"{agent} '{write % f'echo {at_work} >/data/state; sync'}' && echo let go"
     point = bench.back_up(machine, commands=Commands(before=before, after=after))
     said = "\n".join(bench.said)

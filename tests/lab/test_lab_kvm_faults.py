@@ -16,7 +16,13 @@ import pytest
 from node_agent.drivers.base import Freeze
 from node_agent.drivers.libvirt import BackupRequest, ImportRequest, LibvirtHost, freeze, run_folder
 from node_agent.drivers.libvirt.access import Limits
-from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, JobAborted, MachineBusy
+from node_agent.drivers.libvirt.errors import (
+    GuestNotFrozen,
+    HypervisorError,
+    HypervisorUnreachable,
+    JobAborted,
+    MachineBusy,
+)
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.import_xml import Placed
 from node_agent.drivers.libvirt.inventory import machine
@@ -97,6 +103,42 @@ def test_the_watchdog_thaws_a_guest_whose_script_died(shared: Protected) -> None
                 freeze.begin(host, vm, request, folder, "kill -9 $$")
             wait(lambda: _freeze_log(one.guest).split()[-2:-1] == ["thaw"], "the thaw")
             assert one.guest.agent({"execute": "guest-fsfreeze-status"}) == "thawed"
+
+
+def test_a_guest_that_does_not_thaw_is_left_to_the_watchdog_which_tries_on(shared: Protected) -> None:
+    one = shared
+    before = footprint(one.lab, one.guest)
+    request = BackupRequest(one.guest.uuid, MARK, freeze=Freeze.REQUIRE, limits=Limits(frozen_s=2, silent_s=3))
+    deaf = one.folder / "deaf"
+    deaf.mkdir()
+    (deaf / "virsh").write_text('#!/bin/sh\ncase "$*" in *domfsthaw*) exit 1;; esac\nexec /usr/bin/virsh "$@"\n')
+    (deaf / "virsh").chmod(0o755)
+    with Host(access_to(one.lab)) as host:
+        vm = machine(host, one.guest.uuid)
+        path = run_folder.new_path(host, request)
+        with run_folder.run_folder(host, request, path, vm.state) as folder:
+            one.lab.shell(f"kill -STOP $(cat {path}/watch)")  # so that it is not the quicker one
+            begun = freeze.begin(host, vm, request, folder, f"PATH={deaf}:$PATH; export PATH")
+            assert begun.still_frozen
+        assert folder.left and run_folder.may_be_frozen(host, path)
+        one.lab.shell(f"kill -CONT $(cat {path}/watch)")
+    wait(lambda: footprint(one.lab, one.guest) == before, "the watchdog to thaw and to go")
+    assert one.guest.agent({"execute": "guest-fsfreeze-status"}) == "thawed"
+
+
+def test_a_required_freeze_that_fails_is_what_is_said_and_is_not_tried_again(
+    shared: Protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is a checkpoint to do without: that would not help."""
+    one = shared
+    one.back_up()
+    before = footprint(one.lab, one.guest)
+    monkeypatch.setattr(freeze, "_STATUS", '{"execute":"guest-ping"}')  # as if it had thawed itself, as Windows does
+    with pytest.raises(GuestNotFrozen, match="thawed before the snapshot"):
+        with one.driver.open(one.request(freeze=Freeze.REQUIRE)):
+            pass
+    *_, last = one.guest.run("cat /run/freeze.log").splitlines()
+    assert last.startswith("thaw") and footprint(one.lab, one.guest) == before
 
 
 def _freeze_log(guest: Guest) -> str:

@@ -14,6 +14,7 @@ import pytest
 from node_agent.drivers.base import Consistency
 from node_agent.drivers.libvirt import ImportRequest, import_, rbd
 from node_agent.drivers.libvirt.errors import HypervisorError, MachineMoved
+from node_agent.drivers.libvirt.journal import Journal
 from node_agent.errors import Cancelled, TargetError, TargetExists
 from node_agent.repository.repository import Repository
 from tests.lab import rbd_world
@@ -147,7 +148,8 @@ def _restored_in_each_way(one: ProtectedRbd, world: World, points: Sequence[Poin
     was = world.exported(image)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(import_, "settle_import", lambda *_: [])
-        patched.setattr(import_, "_firmware", lambda *_: 1 / 0)
+        write = Journal.write
+        patched.setattr(Journal, "write", lambda self, entry: 1 / 0 if entry.done else write(self, entry))
         one.bring_in(points[0], in_place)
     assert world.exported(image) != was
     with pytest.raises(TargetError, match="is no name"):

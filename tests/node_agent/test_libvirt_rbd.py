@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -14,7 +16,8 @@ from node_agent.config import RootsConfig
 from node_agent.drivers.ceph.groups import Group, disk_names, group_of, id_of
 from node_agent.drivers.ceph.import_several import placed
 from node_agent.drivers.ceph.inventory import Image, identity
-from node_agent.drivers.libvirt import ImportRequest
+from node_agent.drivers.libvirt import ImportRequest, import_rbd
+from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.import_xml import Placed, rewritten
 from node_agent.drivers.libvirt.rbd import RbdSource, address, rbd_words, source_of
 from node_agent.errors import TargetError
@@ -140,3 +143,41 @@ def test_images_of_a_group_keep_their_names_with_the_group_s_and_get_new_ones_wi
     assert names("new", "p3", "a") == ["p3/new"]
     with pytest.raises(TargetError, match="one name"):
         names("web", "p3", "a", "b")
+
+
+# --- taking an import back ---
+
+_RBD = """#!/bin/sh
+for word in "$@"; do case $word in -*|20|60|/dev/null) ;; *) break;; esac; shift; done
+echo "$*" >>"$0.log"
+case "$*" in "info vms/new"*) exit $NEW;; "info vms/brs-import-"*) exit $NEW;; "info vms/root-before-"*) exit 2;; esac
+"""
+
+
+def _settled(folder: Path, new: int) -> tuple[int, list[str]]:
+    """Status of the script that takes an import back, and what it asked rbd; ``new``: what rbd says of the image that
+    has not its name yet."""
+    program = folder / "bin" / "rbd"
+    program.parent.mkdir()
+    program.write_text(_RBD)
+    program.chmod(0o755)
+    image = import_rbd.entry_of(Placed("vda", "rbd:vms/root", "raw", RbdSource("vms", "root")), "77")
+    run = folder / "run"
+    run.mkdir()
+    Path(import_rbd.mark_of(image, str(run))).touch()
+    lines = import_rbd.settle_lines(cast(Host, None), image, str(run), done=False)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", "\n".join(lines)], env={"PATH": path, "NEW": str(new)}, capture_output=True)
+    return done.returncode, Path(f"{program}.log").read_text().splitlines()
+
+
+def test_a_cluster_that_does_not_answer_costs_nobody_an_image(tmp_path: Path) -> None:
+    """The image under the name is that of an import only if the one that it wrote has no name of its own any more."""
+    code, asked = _settled(tmp_path, new=110)
+    assert code and not [words for words in asked if words.startswith("rm")], asked
+
+
+@pytest.mark.parametrize(("new", "removed"), [(0, "rm vms/brs-import-77-vda"), (2, "rm vms/root")])
+def test_of_an_import_that_is_taken_back_the_image_that_it_wrote_goes(tmp_path: Path, new: int, removed: str) -> None:
+    code, asked = _settled(tmp_path, new)
+    assert (code, [words for words in asked if words.startswith("rm")]) == (0, [removed])

@@ -14,10 +14,17 @@ from node_agent.drivers.base import Changes, Consistency, Disk, DiskReader, Find
 from node_agent.drivers.libvirt import pull, rbd_changes, run_folder, stopped, tracking
 from node_agent.drivers.libvirt.access import BackupRequest, HostAccess, ImportRequest
 from node_agent.drivers.libvirt.content import NbdContent, dirty_context
-from node_agent.drivers.libvirt.errors import HypervisorError, HypervisorUnreachable, MachineBusy, MachineMissing
+from node_agent.drivers.libvirt.errors import (
+    GuestNotFrozen,
+    HypervisorError,
+    HypervisorUnreachable,
+    MachineBusy,
+    MachineMissing,
+)
 from node_agent.drivers.libvirt.freeze import Begun
 from node_agent.drivers.libvirt.host import Host, checked_uuid
 from node_agent.drivers.libvirt.import_ import Imported, attach_disk, import_machine
+from node_agent.drivers.libvirt.import_undo import settle_import
 from node_agent.drivers.libvirt.import_xml import Placed
 from node_agent.drivers.libvirt.inventory import Vm, internal_snapshots, machine, machines
 from node_agent.drivers.libvirt.journal import Entry, Journal
@@ -25,6 +32,7 @@ from node_agent.drivers.libvirt.metadata import describe_machine, firmware_files
 from node_agent.drivers.libvirt.probe import probe
 from node_agent.drivers.libvirt.pull import Plan
 from node_agent.drivers.libvirt.rbd_changes import RbdTracking
+from node_agent.drivers.libvirt.settle import settle
 from node_agent.drivers.libvirt.tracking import Tracking
 from node_agent.errors import BrsError, SourceError
 from node_agent.items import Issue, Severity
@@ -40,6 +48,7 @@ class _Run:
     vm: Vm
     request: BackupRequest
     plan: Plan
+    places: Mapping[str, str] = field(default_factory=dict)  # of the disks that can be tracked, see tracking.places
     old: str = ""  # the checkpoint that libvirt was told of again
     notes: list[Issue] = field(default_factory=list)
     acknowledged: bool = False
@@ -81,8 +90,8 @@ class LibvirtHost:
         HypervisorUnreachable.
         """
         checked_uuid(request.machine)
-        with Host(self.access) as host:
-            journal = Journal(self._state, self.access, request.machine)
+        journal = Journal(self._state, self.access, request.machine)
+        with journal.held(), Host(self.access) as host:
             vm, taken = settle(host, request, journal)
             vm = _without(vm, request.leave_out)
             if not vm.protected:
@@ -108,8 +117,10 @@ class LibvirtHost:
         tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
     ) -> Imported:
         """See :func:`node_agent.drivers.libvirt.import_.import_machine`."""
-        with Host(self.access) as host:
-            return import_machine(host, Journal(self._state, self.access, "import"), point, disks, request, tick)
+        with Host(self.access) as host, Journal.of_new_import(self._state, self.access) as journal:
+            notes = self._settle_imports(host)
+            done = import_machine(host, journal, point, disks, request, tick)
+            return replace(done, notes=[*notes, *done.notes])
 
     def attach_disk(
         self,
@@ -119,8 +130,14 @@ class LibvirtHost:
         tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
     ) -> None:
         """See :func:`node_agent.drivers.libvirt.import_.attach_disk`."""
-        with Host(self.access) as host:
-            attach_disk(host, Journal(self._state, self.access, "import"), uuid, reader, placed, tick)
+        with Host(self.access) as host, Journal.of_new_import(self._state, self.access) as journal:
+            self._settle_imports(host)
+            attach_disk(host, journal, uuid, reader, placed, tick)
+
+    def _settle_imports(self, host: Host) -> list[str]:
+        """Of those that died. What is not as it was before them, in words."""
+        left = Journal.of_left_imports(self._state, self.access)
+        return [note for journal in left for note in settle_import(host, journal)]
 
     def traces(self, uuid: str, mark: str) -> list[str]:
         """What of us is on the machine: checkpoints, bitmaps and folders."""
@@ -135,10 +152,11 @@ class LibvirtHost:
         """Everything of this mark, or its snapshots in clusters alone; the names of what was there. The next backup
         reads all. MachineBusy while one runs."""
         request, found = BackupRequest(checked_uuid(uuid), mark), set[str]()
-        with Host(self.access) as host:
+        journal = Journal(self._state, self.access, uuid)
+        with journal.held(), Host(self.access) as host:
             vm = machine(host, uuid)
             if bitmaps:
-                vm, found = settle(host, request, Journal(self._state, self.access, uuid))
+                vm, found = settle(host, request, journal)
                 if left := tracking.strays(host, vm, request, "", ask_qemu=True):
                     raise HypervisorError(
                         f"libvirt does not let go of {', '.join(left)} on {vm.name}.",
@@ -158,15 +176,20 @@ class LibvirtHost:
                 begun = _begin(run, folder)
                 if begun.why_not_frozen:
                     run.note("", "not-frozen", f"The point is crash-consistent: {begun.why_not_frozen}.")
+                if begun.still_frozen:
+                    run.note(
+                        "", "guest-frozen", "The guest could not be thawed yet; the hypervisor's watchdog tries on."
+                    )
                 with pull.contents(host, vm, folder, run.plan) as contents:
                     dirty = {target: dirty_context(target) for target in run.plan.since}
                     opened = _machine(run, contents, dirty, begun.consistency, instant, run.plan.checkpoint)
                     yield _with_images(run, opened, images)
             finally:
+                folder.left = True  # also if this raises
                 folder.left = not _finish(run, path)
                 if run.acknowledged:
                     images.keep()
-            run.settled = not folder.left
+        run.settled = not folder.left
 
     @contextmanager
     def _stopped(self, run: _Run, path: str) -> Iterator[Machine]:
@@ -175,40 +198,17 @@ class LibvirtHost:
             with stopped.contents(host, vm, folder, run.plan.since) as contents:
                 dirty = {target: dirty_context(name) for target, name in run.plan.since.items()}
                 kept = next(iter(run.plan.since.values()), "")
-                yield _machine(run, contents, dirty, Consistency.STOPPED, self._now(), kept)
+                if vm.saved:
+                    run.note("", "memory-left-out", "The machine is saved with its memory, which is not in the point.")
+                consistency = Consistency.CRASH if vm.saved else Consistency.STOPPED
+                yield _machine(run, contents, dirty, consistency, self._now(), kept)
         run.settled = not folder.left
-
-
-def settle(host: Host, request: BackupRequest, journal: Journal) -> tuple[Vm, set[str]]:
-    """Remove what runs that died left behind; the machine as it is then, and names that checkpoints had."""
-    entry = journal.read()
-    vm = machine(host, request.machine)
-    own = entry.folder if entry is not None else ""
-    died = {own, *run_folder.leftovers(host, request, own)} - {""}
-    for path in died:
-        run_folder.wait_for_begin(host, path)
-        if vm.running:
-            pull.abort_job(host, vm, path)
-            _thaw(host, vm, path)
-        run_folder.remove(host, path)
-    wanted = Tracking.of(request.previous.metadata, request) if request.previous is not None else None
-    # Where no point names a checkpoint, qemu itself is asked which of ours there are: no image shows them yet. Also
-    # after a run that died: a job that libvirt began and gave up leaves a bitmap in qemu that only qemu knows of.
-    kept = wanted.checkpoint if wanted is not None else ""
-    taken = tracking.drop_strays(host, vm, request, kept, ask_qemu=wanted is None or bool(died))
-    journal.clear()
-    return vm, {*taken, kept}
 
 
 def _without(vm: Vm, unwanted: frozenset[str]) -> Vm:
     why = "it is left out by the machine's settings."
     disks = [replace(disk, left_out=disk.left_out or why) if disk.target in unwanted else disk for disk in vm.disks]
     return replace(vm, disks=tuple(disks))
-
-
-def _thaw(host: Host, vm: Vm, path: str) -> None:
-    if host.connection.run(f"[ -e {path}/frozen ]").code == 0:
-        host.virsh("domfsthaw", vm.uuid)
 
 
 # --- what is read, and since when ---
@@ -218,6 +218,7 @@ def _planned(host: Host, vm: Vm, request: BackupRequest, taken: set[str]) -> _Ru
     """Which disks get a checkpoint, and which are read by their changes since the last one."""
     run = _Run(host, vm, request, Plan("", frozenset(), {}))
     tracked = _trackable(run) if request.track else set()
+    run.places = tracking.places(host, [disk for disk in vm.protected if disk.target in tracked])
     since = _adopted(run, tracked)
     name = tracking.next_name(request, taken) if vm.running and tracked else ""
     run.plan = Plan(name, frozenset(tracked if name else ()), since)
@@ -246,7 +247,12 @@ def _adopted(run: _Run, tracked: set[str]) -> dict[str, str]:
     before = Tracking.of(request.previous.metadata, request)
     if before is None:
         return {}
-    targets = tracked & set(before.disks)
+    known = tracked & set(before.disks)
+    targets = {target for target in known if before.places.get(target) == run.places[target]}
+    for target in sorted(known - targets):
+        other = "its image is another file than at the last backup."
+        why = other if target in before.places else "the point before does not say which file its image was."
+        run.note(target, "tracking-lost", f"Everything is read: {why}")
     if not targets:
         return {}
     why = _why_unusable(run, before.checkpoint, targets)
@@ -281,7 +287,7 @@ def _begin(run: _Run, folder: run_folder.RunFolder) -> Begun:
     while True:
         try:
             return pull.begin_job(run.host, run.vm, run.request, folder, run.plan)
-        except (MachineBusy, HypervisorUnreachable):
+        except (MachineBusy, HypervisorUnreachable, GuestNotFrozen):
             raise
         except HypervisorError as error:
             if (behind := folder.why_broken(error)) is not error:
@@ -318,7 +324,8 @@ def _machine(
     metadata = {**describe_machine(run.host, vm, facts), **files}
     tracked = sorted(run.plan.tracked or set(run.plan.since))
     if checkpoint:
-        metadata[tracking.FILE] = Tracking(vm.uuid, checkpoint, tracked).encode()
+        places = {target: run.places[target] for target in tracked}
+        metadata[tracking.FILE] = Tracking(vm.uuid, checkpoint, tracked, places).encode()
     return Machine(
         disks=disks,
         metadata=metadata,

@@ -4,6 +4,7 @@ SourceError
 ├── HypervisorError             it refused a command, or lacks what is needed
 │   ├── HypervisorUnreachable   (retryable)
 │   ├── MachineBusy             another job runs on the machine (retryable)
+│   ├── GuestNotFrozen          although the freeze is required, or not thawed after a run that died
 │   ├── JobLost                 libvirt was killed while a job began, and holds a job that it knows nothing of
 │   └── JobAborted              our own watchdog or libvirt ended the job while it was read (retryable)
 ├── SourceMissing
@@ -35,6 +36,12 @@ class MachineBusy(HypervisorError):
     retryable = True
     default_message = "Another job runs on the virtual machine."
     default_hint = "Wait until it has ended (virsh domjobinfo), or end it (virsh domjobabort)."
+
+
+class GuestNotFrozen(HypervisorError):
+    code = "guest-not-frozen"
+    default_message = "The guest could not be frozen, which the settings require."
+    default_hint = "Look into the guest agent's log in the guest, or do not require a freeze."
 
 
 class JobLost(HypervisorError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from node_agent.drivers.base import Consistency, Freeze
 from node_agent.drivers.libvirt.access import BackupRequest
-from node_agent.drivers.libvirt.errors import HypervisorError
+from node_agent.drivers.libvirt.errors import GuestNotFrozen
 from node_agent.drivers.libvirt.host import Host, refusal
 from node_agent.drivers.libvirt.inventory import Vm
 from node_agent.drivers.libvirt.run_folder import RunFolder, as_begin
@@ -25,6 +25,7 @@ _STATUS = '{"execute":"guest-fsfreeze-status"}'
 class Begun:
     consistency: Consistency
     why_not_frozen: str  # where the guest should have been frozen and was not
+    still_frozen: bool = False  # it could not be thawed; the watchdog goes on trying
 
 
 def begin(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: str) -> Begun:
@@ -34,7 +35,7 @@ def begin(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: st
     if vm.state != "running":
         missing = f"it is {vm.state}"
     if request.freeze is Freeze.REQUIRE and missing:
-        raise HypervisorError(
+        raise GuestNotFrozen(
             f"The guest of {vm.name} cannot be frozen: {missing}.",
             hint="Install and start qemu-guest-agent in the guest, or do not require a freeze.",
         )
@@ -53,6 +54,7 @@ def _frozen(host: Host, vm: Vm, request: BackupRequest, folder: RunFolder, job: 
         folder.path,
         f"""LC_ALL=C; export LC_ALL
 cd {shlex.quote(folder.path)} || exit 1
+rm -f thawed
 : >frozen
 timeout {limit} {virsh("domfsfreeze", vm.uuid)} >freeze.log 2>&1
 frozen=$?
@@ -63,6 +65,7 @@ timeout 30 {virsh("domfsthaw", vm.uuid)} >thaw.log 2>&1 && rm -f frozen
 echo "frozen=$frozen"
 echo "status=$status"
 [ -e thawed ] && echo "thawed=watchdog"
+[ -e frozen ] && echo "still=frozen"
 cat freeze.log
 exit $code""",
     )
@@ -70,13 +73,10 @@ exit $code""",
     said = dict(line.partition("=")[::2] for line in result.out.splitlines() if "=" in line)
     why = _why_not(said, result)
     if why and request.freeze is Freeze.REQUIRE:
-        raise HypervisorError(
-            f"The guest of {vm.name} was not frozen: {why}.",
-            hint="Look into the guest agent's log in the guest, or do not require a freeze.",
-        )
+        raise GuestNotFrozen(f"The guest of {vm.name} was not frozen: {why}.")
     if result.code:
         raise refusal("virsh backup-begin", result)
-    return Begun(Consistency.CRASH if why else Consistency.APPLICATION, why)
+    return Begun(Consistency.CRASH if why else Consistency.APPLICATION, why, "still" in said)
 
 
 def _why_not(said: dict[str, str], result: Result) -> str:

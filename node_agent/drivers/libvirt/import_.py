@@ -1,8 +1,9 @@
 """The way back: a machine out of a restore point onto a hypervisor, or one of its disks.
 
 Disks are written beside their places under names of their own, and put there when all are whole; then the machine is
-defined. Whatever fails before that leaves the hypervisor as it was: files of the same path come back, a machine that
-was replaced is defined again. A machine that is there and cannot be started stays, and says why.
+defined; the firmware's files likewise. Whatever fails before that leaves the hypervisor as it was (see
+:mod:`node_agent.drivers.libvirt.import_undo`): files of the same path come back, a machine that was replaced is defined
+again. A machine that is there and cannot be started stays, and says why.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from node_agent.drivers.base import DiskReader
 from node_agent.drivers.libvirt import import_rbd
 from node_agent.drivers.libvirt.access import ImportRequest
 from node_agent.drivers.libvirt.errors import HypervisorError
-from node_agent.drivers.libvirt.host import Host, is_uuid
+from node_agent.drivers.libvirt.host import Host, is_uuid, refusal
 from node_agent.drivers.libvirt.import_disk import file_target, write_disk
+from node_agent.drivers.libvirt.import_undo import settle_import
 from node_agent.drivers.libvirt.import_xml import Placed, rewritten
-from node_agent.drivers.libvirt.inventory import Vm, describe, machines
+from node_agent.drivers.libvirt.inventory import Vm, describe, machine, machines
 from node_agent.drivers.libvirt.journal import Entry, Journal
 from node_agent.drivers.libvirt.metadata import NVRAM_FILE, TPM_FILE, VM_FILE
 from node_agent.drivers.libvirt.rbd import RbdSource
@@ -33,6 +35,8 @@ from node_agent.errors import TargetError, TargetExists
 from node_agent.items import printable
 
 FORMATS = ("raw", "qcow2")
+TPM_FOLDER = "/var/lib/libvirt/swtpm"
+_TAKEN = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,20 @@ class _Import:
     placed: dict[str, Placed]
     replaced: Vm | None = None
     before: str = ""  # description of the replaced one
+    firmware: dict[str, bytes] = field(default_factory=dict)  # by place: variables, or the archive of a TPM's folder
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def folder(self) -> str:
         return f"{self.host.access.scratch.rstrip('/')}/brs-import-{self.run}"
 
-    def beside(self, placed: Placed, what: str) -> str:
-        folder, name = posixpath.split(placed.path)
+    def beside(self, path: str, what: str) -> str:
+        folder, name = posixpath.split(path)
         return f"{folder}/.brs-import-{self.run}-{what}-{name}"
 
     def files(self) -> list[list[str]]:
-        there = [one for one in self.placed.values() if one.rbd is None]
-        return [[one.path, self.beside(one, "new"), self.beside(one, "old")] for one in there]
+        there = [*(one.path for one in self.placed.values() if one.rbd is None), *self.firmware]
+        return [[path, self.beside(path, "new"), self.beside(path, "old")] for path in there]
 
     def images(self) -> list[dict[str, Any]]:
         return [import_rbd.entry_of(one, self.run) for one in self.placed.values() if one.rbd is not None]
@@ -82,11 +87,12 @@ def import_machine(
 
     Raises TargetExists where something is there and may not be overwritten, TargetError, TargetFull.
     """
-    settle_import(host, journal)
     described = _described(point)
     work = _planned(host, described, disks, request)
     xml, uuid, notes = rewritten(described["xml"], request, work.name, work.placed)
     _refuse_twin(host, uuid, work)
+    work.firmware = _firmware(xml, uuid, point)
+    _check_places(work)
     entry = Entry(
         host.access.shown, uuid, work.folder, files=work.files(), images=work.images(), defined=uuid, before=work.before
     )
@@ -94,7 +100,9 @@ def import_machine(
     try:
         for target, placed in work.placed.items():
             _write(work, disks[target], placed, tick)
-        _put_in_place(work, xml, uuid, point)
+        for path, content in work.firmware.items():
+            _write_firmware(work, path, content)
+        _put_in_place(work, xml, uuid)
         journal.write(replace(entry, done=True))
     finally:
         notes += settle_import(host, journal)
@@ -102,37 +110,6 @@ def import_machine(
         notes += _start(host, uuid)
     started = request.start and host.state(uuid) == "running"
     return Imported(uuid, work.name, {target: placed.path for target, placed in work.placed.items()}, started, notes)
-
-
-def settle_import(host: Host, journal: Journal) -> list[str]:
-    """Remove what an import left beside the disks' places; one that failed or died is undone. What stays, in words."""
-    entry = journal.read()
-    if entry is None:
-        return []
-    folder = shlex.quote(entry.folder)
-    lines = [f'[ -e {folder}/import.pid ] && kill "$(cat {folder}/import.pid)"']
-    for names in entry.files:
-        path, new, old = map(shlex.quote, names)
-        if not entry.done:  # what lies in the place is ours if it is no longer beside it and was written there
-            lines.append(f"if [ -e {new}.written ] && [ ! -e {new} ]; then rm -f {path}; fi")
-            lines.append(f"if [ -e {old} ]; then mv -T {old} {path}; fi")
-        lines.append(f"rm -f {new} {new}.written {old}")
-    for image in entry.images:
-        lines += import_rbd.settle_lines(host, image, entry.folder, done=entry.done)
-    lines.append(f"rm -rf {folder}")
-    said = host.shell("\n".join(lines), timeout_s=import_rbd.REMOVE_S if entry.images else 120.0)
-    if not entry.done and entry.defined:
-        _undo_definition(host, entry)
-    journal.clear()
-    return import_rbd.notes_of(said)
-
-
-def _undo_definition(host: Host, entry: Entry) -> None:
-    replaced = parse(entry.before, "domain").findtext("uuid", "") if entry.before else ""
-    if entry.defined != replaced and host.try_virsh("domstate", entry.defined).code == 0:
-        host.virsh("undefine", entry.defined, "--keep-nvram")
-    if entry.before:
-        host.virsh("define", "/dev/stdin", given=entry.before)
 
 
 # --- what goes where ---
@@ -162,10 +139,9 @@ def _planned(
     chosen = list(request.disks) or list(disks)
     if absent := [target for target in chosen if target not in disks]:
         raise TargetError(f"The restore point has no disk {absent[0]}.", hint=f"It has {', '.join(sorted(disks))}.")
-    there = machines(host)
-    replaced = next((vm for vm in there if vm.name == name), None)
+    replaced = next((vm for vm in machines(host) if vm.name == name), None)
     if replaced is not None:
-        _may_replace(replaced, request)
+        _may_replace(host, replaced, request)
     known = {disk["target"]: disk for disk in described["disks"]}
     images = {disk.target: disk.rbd for disk in describe(described["xml"], "").disks}
     placed = {
@@ -173,18 +149,26 @@ def _planned(
     }
     import_rbd.require(host, list(placed.values()))
     before = host.virsh("dumpxml", "--inactive", "--security-info", replaced.uuid) if replaced is not None else ""
-    work = _Import(host, request, name, placed, replaced, before)
-    _check_places(work, there)
-    return work
+    return _Import(host, request, name, placed, replaced, before)
 
 
-def _may_replace(vm: Vm, request: ImportRequest) -> None:
+def _may_replace(host: Host, vm: Vm, request: ImportRequest) -> None:
     if not request.overwrite:
         raise TargetExists(
             f"The hypervisor has a machine {vm.name} already.", hint="Choose another name, or allow overwriting."
         )
     if vm.running:
         raise TargetExists(f"The machine {vm.name} is {vm.state}.", hint="Shut it down before it is overwritten.")
+    if vm.saved:  # its memory would be woken up over other disks
+        raise TargetExists(
+            f"The machine {vm.name} is saved with its memory.",
+            hint="Start it and shut it down, or give its memory up: virsh managedsave-remove.",
+        )
+    if vm.tpm and host.connection.run("virsh help undefine | grep -q -e --keep-tpm").code:
+        raise TargetExists(
+            f"The machine {vm.name} has a TPM, whose state a libvirt older than 8.9 loses if the restore fails.",
+            hint="Restore under another name.",
+        )
 
 
 def _place(
@@ -213,30 +197,50 @@ def _place(
     return Placed(target, posixpath.join(posixpath.normpath(folder), file), format)
 
 
-def _check_places(work: _Import, there: list[Vm]) -> None:
-    host, replaced, request = work.host, work.replaced, work.request
-    paths = [one.path for one in work.placed.values()]
+def _check_places(work: _Import) -> None:
+    host = work.host
+    paths = [*(one.path for one in work.placed.values()), *work.firmware]
     if len(set(paths)) != len(paths):
         raise TargetError("Two disks would lie at one path.", hint="Restore them into different folders.")
-    for vm in there:
-        for disk in vm.disks:
-            if (replaced is None or vm.uuid != replaced.uuid) and {disk.source, *disk.below} & set(paths):
-                raise TargetExists(
-                    f"The image {disk.source} belongs to the machine {vm.name}.", hint="Choose a folder."
-                )
+    _refuse_others(work)
     states = {
         one.path: import_rbd.state_of(host, one.rbd, work.folder) for one in work.placed.values() if one.rbd is not None
     }
     if used := [path for path, state in states.items() if state == "in use"]:
         raise TargetExists(f"The image {used[0]} is in use.", hint="“rbd status POOL/IMAGE” says by whom.")
-    if request.overwrite:
+    if work.request.overwrite:
         return
-    files = [path for path, _new, _old in work.files()]
-    script = "\n".join(f"[ ! -e {shlex.quote(path)} ] || echo {shlex.quote(path)}" for path in files)
+    script = "\n".join(f"[ ! -e {shlex.quote(path)} ] || echo {shlex.quote(path)}" for path, _new, _old in work.files())
     found = host.shell(script + "\n:").splitlines()
     found += [path for path, state in states.items() if state != "absent"]
     if found:
-        raise TargetExists(f"{found[0]} exists on the hypervisor.", hint="Choose a folder, or allow overwriting.")
+        raise _exists(found[0])
+
+
+def _exists(path: str) -> TargetExists:
+    return TargetExists(
+        f"{path} exists on the hypervisor.", hint="Choose another folder or name, or allow overwriting."
+    )
+
+
+def _refuse_others(work: _Import) -> None:
+    """Whatever may be overwritten: never what belongs to another machine."""
+    paths = {*(one.path for one in work.placed.values()), *work.firmware}
+    for vm in machines(work.host):
+        if work.replaced is not None and vm.uuid == work.replaced.uuid:
+            continue
+        for path in [vm.nvram, *_disks_of(work.host, vm)]:
+            if path in paths:
+                raise TargetExists(f"The image {path} belongs to the machine {vm.name}.", hint="Choose a folder.")
+
+
+def _disks_of(host: Host, vm: Vm) -> list[str]:
+    """As it is now, and of a running one also as it will be after its next start."""
+    found = [path for disk in vm.disks for path in (disk.source, *disk.below)]
+    if vm.running and vm.persistent:
+        listed = host.virsh("domblklist", "--inactive", vm.uuid).splitlines()
+        found += [words[1].strip() for line in listed if len(words := line.split(maxsplit=1)) == 2]
+    return found
 
 
 def _refuse_twin(host: Host, uuid: str, work: _Import) -> None:
@@ -263,48 +267,63 @@ def _write(work: _Import, reader: DiskReader, placed: Placed, tick: Callable[[st
         parent = shlex.quote(posixpath.dirname(placed.path))
         # qemu, which is another user, must pass through a folder that is made for it.
         work.host.shell(f"(umask 077; mkdir -p {folder}) && (umask 066; mkdir -p {parent})")
-        target = file_target(work.beside(placed, "new"), placed.format, reader.size)
+        target = file_target(work.beside(placed.path, "new"), placed.format, reader.size)
     write_disk(work.host, reader, target, work.folder, partial(tick, placed.target))
 
 
-def _put_in_place(work: _Import, xml: str, uuid: str, point: Mapping[str, bytes]) -> None:
-    """Files, definition, firmware."""
+def _put_in_place(work: _Import, xml: str, uuid: str) -> None:
+    """Files and definition. Hours may have passed since it was asked what is there."""
     host, replaced = work.host, work.replaced
-    if replaced is not None and host.state(replaced.uuid) != "shut off":
-        raise TargetExists(f"The machine {work.name} was started meanwhile.", hint="Shut it down, and try again.")
+    if replaced is not None:
+        now = machine(host, replaced.uuid)
+        if now.running or now.saved:
+            raise TargetExists(f"The machine {work.name} was started meanwhile.", hint="Shut it down, and try again.")
+    _refuse_others(work)
     for names in work.files():
-        _swap_in(host, names)
+        _swap_in(host, names, overwrite=work.request.overwrite)
     for image in work.images():
         import_rbd.swap_in(host, image, work.folder, overwrite=work.request.overwrite)
     if replaced is not None and replaced.uuid != uuid:
-        host.virsh("undefine", replaced.uuid, "--keep-nvram", "--checkpoints-metadata")
+        keep_tpm = ["--keep-tpm"] if replaced.tpm else []  # older ones do not know the option
+        host.virsh("undefine", replaced.uuid, "--keep-nvram", *keep_tpm, "--checkpoints-metadata")
     host.virsh("define", "/dev/stdin", given=xml)
-    _firmware(host, xml, uuid, point)
 
 
-def _swap_in(host: Host, names: Sequence[str]) -> None:
+def _swap_in(host: Host, names: Sequence[str], *, overwrite: bool) -> None:
     """Into its place; a file that was there goes aside, and gives its owner and mode."""
     path, new, old = map(shlex.quote, names)
-    host.shell(
-        f"""set -e
-: >{new}.written
-if [ -e {path} ]; then
+    aside = f"""if [ -e {path} ]; then
   chown --reference={path} {new}
   chmod --reference={path} {new}
   mv -T {path} {old}
-fi
-mv -T {new} {path}"""
+fi"""
+    result = host.connection.run(
+        f"""set -e
+: >{new}.written
+{aside if overwrite else ":"}
+mv -nT {new} {path} || [ -e {new} ]
+[ ! -e {new} ] || exit {_TAKEN}"""
     )
+    if result.code == _TAKEN:  # somebody made it meanwhile
+        raise _exists(names[0])
+    if result.code:
+        raise refusal("Putting a file in its place", result)
 
 
-def _firmware(host: Host, xml: str, uuid: str, point: Mapping[str, bytes]) -> None:
+def _firmware(xml: str, uuid: str, point: Mapping[str, bytes]) -> dict[str, bytes]:
     nvram = parse(xml, "domain").findtext("os/nvram", "")
+    found = {}
     if nvram and NVRAM_FILE in point:
-        path = shlex.quote(nvram)
-        host.shell(f"umask 077; mkdir -p {shlex.quote(posixpath.dirname(nvram))}; cat >{path}", given=point[NVRAM_FILE])
+        found[nvram] = point[NVRAM_FILE]
     if TPM_FILE in point:
-        folder = shlex.quote(f"/var/lib/libvirt/swtpm/{uuid}")
-        host.shell(f"umask 077; mkdir -p {folder} && tar -C {folder} -xf -", given=point[TPM_FILE])
+        found[f"{TPM_FOLDER}/{uuid}"] = point[TPM_FILE]
+    return found
+
+
+def _write_firmware(work: _Import, path: str, content: bytes) -> None:
+    new, folder = shlex.quote(work.beside(path, "new")), shlex.quote(posixpath.dirname(path))
+    put = f"mkdir {new} && tar -C {new} -xf -" if path.startswith(TPM_FOLDER) else f"cat >{new}"
+    work.host.shell(f"umask 077; mkdir -p {folder}; {put}", given=content)
 
 
 def _start(host: Host, uuid: str) -> list[str]:
@@ -318,28 +337,26 @@ def _start(host: Host, uuid: str) -> list[str]:
 def attach_disk(
     host: Host,
     journal: Journal,
-    machine: str,
+    uuid: str,
     reader: DiskReader,
     placed: Placed,
     tick: Callable[[str, int], None] = lambda _disk, _bytes: None,
 ) -> None:
     """Restore one disk and give it to a machine that is there, as ``placed.target`` (running or not)."""
-    settle_import(host, journal)
     work = _Import(host, ImportRequest(), "", {placed.target: placed})
-    there = machines(host)
-    vm = next((vm for vm in there if vm.uuid == machine), None)
+    vm = next((vm for vm in machines(host) if vm.uuid == uuid), None)
     if vm is None:
         raise TargetError("The machine to attach the disk to is gone.", hint="Discover the platform again.")
     if any(disk.target == placed.target for disk in vm.disks):
         raise TargetExists(f"{vm.name} has a disk {placed.target} already.", hint="Choose another target name.")
-    _check_places(work, there)
-    entry = Entry(host.access.shown, machine, work.folder, files=work.files())
+    _check_places(work)
+    entry = Entry(host.access.shown, uuid, work.folder, files=work.files())
     journal.write(entry)
-    words = ["attach-disk", machine, placed.path, placed.target, "--driver", "qemu", "--subdriver", placed.format]
+    words = ["attach-disk", uuid, placed.path, placed.target, "--driver", "qemu", "--subdriver", placed.format]
     words += ["--sourcetype", "file", *(["--live"] if vm.running else []), *(["--config"] if vm.persistent else [])]
     try:
         _write(work, reader, placed, tick)
-        _swap_in(host, work.files()[0])
+        _swap_in(host, work.files()[0], overwrite=False)
         host.virsh(*words)
         journal.write(replace(entry, done=True))
     finally:

@@ -78,28 +78,53 @@ def passing(entry: dict[str, Any]) -> RbdSource:
 
 def swap_in(host: Host, entry: dict[str, Any], folder: str, *, overwrite: bool) -> None:
     image, new, old = _source(entry), passing(entry), _aside(entry)
-    words, mark = _rbd(host, image, folder), shlex.quote(f"{folder}/{entry['target']}.placed")
-    aside = f"if {words} info {_q(image)} >/dev/null 2>&1; then {words} rename {_q(image)} {_q(old)}; fi"
+    words, mark = _rbd(host, image, folder), shlex.quote(mark_of(entry, folder))
+    aside = f"if there {_q(image)}; then {words} rename {_q(image)} {_q(old)}; fi"
     # Without leave to overwrite, the last rename fails if somebody made such an image meanwhile.
     host.shell(
         f"""set -e
-: >{mark}
+{_key(host, image, folder)}
+{_functions(words)}
+stamp {_q(new)} >{mark}
 {aside if overwrite else ":"}
 {words} rename {_q(new)} {_q(image)}"""
     )
 
 
+def mark_of(entry: dict[str, Any], folder: str) -> str:
+    """The file that says that the image is about to be put in place, and when it was written last."""
+    return f"{folder}/{entry['target']}.placed"
+
+
+def aside_name(entry: dict[str, Any]) -> str:
+    return _aside(entry).path
+
+
+def used_lines(host: Host, entry: dict[str, Any], folder: str) -> list[str]:
+    """Of the shell: tell of an image that was put in place, and has been written since or is open somewhere."""
+    image, new = _source(entry), passing(entry)
+    words, mark = _rbd(host, image, folder), shlex.quote(mark_of(entry, folder))
+    return [
+        f"if [ -e {mark} ]; then",
+        _key(host, image, folder),
+        _functions(words),
+        f"if ! there {_q(new)} && there {_q(image)}; then",
+        f'if [ "$(stamp {_q(image)})" != "$(cat {mark})" ] || {words} status {_q(image)} | grep -q watcher=; then',
+        f"echo {shlex.quote(image.path)}",
+        "fi; fi; fi",
+    ]
+
+
 def settle_lines(host: Host, entry: dict[str, Any], folder: str, *, done: bool) -> list[str]:
     """Of the shell: remove what is unfinished and put back what stepped aside; or remove that, when all is done."""
     image, new, old = _source(entry), passing(entry), _aside(entry)
-    words, mark = _rbd(host, image, folder), shlex.quote(f"{folder}/{entry['target']}.placed")
-    lines = [f"umask 077; mkdir -p {shlex.quote(folder)}", _key(host, image, folder)]
-    there = f"{words} info {{}} >/dev/null 2>&1"
+    words, mark = _rbd(host, image, folder), shlex.quote(mark_of(entry, folder))
+    lines = [f"umask 077; mkdir -p {shlex.quote(folder)}", _key(host, image, folder), _functions(words)]
     if done:
         ours = f"{words} snap ls {_q(old)} | awk '$2 ~ /^brs-[0-9a-f]+-[0-9]+$/ {{ print $2 }}'"
         return [
             *lines,
-            f"if {there.format(_q(old))}; then",
+            f"if there {_q(old)}; then",
             f"for name in $({ours}); do {words} snap rm {_q(old)}@$name; done",
             f"{words} rm {_q(old)} >/dev/null 2>&1 || echo {shlex.quote('kept ' + old.name)}",
             "fi",
@@ -107,10 +132,10 @@ def settle_lines(host: Host, entry: dict[str, Any], folder: str, *, done: bool) 
     # What has the name is ours if the passing one was renamed. The mark goes before this could be true of another.
     return [
         *lines,
-        f"if {there.format(_q(new))}; then rm -f {mark}; {words} rm {_q(new)} || exit 1",
-        f"elif [ -e {mark} ] && {there.format(_q(image))}; then {words} rm {_q(image)} || exit 1; fi",
+        f"if there {_q(new)}; then rm -f {mark}; {words} rm {_q(new)} || exit 1",
+        f"elif [ -e {mark} ] && there {_q(image)}; then {words} rm {_q(image)} || exit 1; fi",
         f"rm -f {mark}",
-        f"if {there.format(_q(old))}; then {words} rename {_q(old)} {_q(image)} || exit 1; fi",
+        f"if there {_q(old)}; then {words} rename {_q(old)} {_q(image)} || exit 1; fi",
     ]
 
 
@@ -138,6 +163,12 @@ def _aside(entry: dict[str, Any]) -> RbdSource:
 
 def _q(image: RbdSource) -> str:
     return shlex.quote(image.name)
+
+
+def _functions(words: str) -> str:
+    """``there``: a cluster that does not answer is not an image that is not there: with that the script ends."""
+    return f"""there() {{ {words} info "$1" >/dev/null 2>&1; case $? in 0) :;; 2) return 1;; *) echo "rbd: no answer about $1" >&2; exit 1;; esac; }}
+stamp() {{ {words} info --format json "$1" | sed -n 's/.*"modify_timestamp":"\\([^"]*\\)".*/\\1/p'; }}"""  # noqa: E501
 
 
 def _rbd(host: Host, image: RbdSource, folder: str) -> str:

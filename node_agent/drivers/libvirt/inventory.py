@@ -16,6 +16,7 @@ from node_agent.items import Issue, printable
 RUNNING = ("running", "paused", "idle", "in shutdown", "pmsuspended")
 _DISKS = ("disk", "lun")  # what lies in a drive is not the machine's
 _AGENT = "org.qemu.guest_agent.0"
+_FACTS = "awk '/^Persistent: *yes/ { p = 1 } /^Managed save: *yes/ { s = 1 } END { print p + 0, s + 0 }'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Vm:
     tpm: bool = False
     memory_bytes: int = 0
     vcpus: int = 0
+    saved: bool = False  # stopped, with its memory in a file (managed save)
     tags: tuple[str, ...] = ()  # namespaces and names of its metadata elements
 
     @property
@@ -86,15 +88,16 @@ def machines(host: Host) -> list[Vm]:
     script = f"""uuids=$({virsh("list", "--all", "--uuid")}) || exit $?
 for uuid in $uuids; do
   state=$({virsh("domstate")} $uuid 2>/dev/null | tr ' ' _)
-  echo {mark} $uuid $state $({virsh("dominfo")} $uuid | grep -c '^Persistent: *yes')
+  echo {mark} $uuid $state $({virsh("dominfo")} $uuid | {_FACTS})
   {virsh("dumpxml")} $uuid || :
 done"""
     found = []
     for part in host.shell(script).split(mark + " ")[1:]:
         head, _, xml = part.partition("\n")
         words = head.split()
-        if len(words) == 3 and is_uuid(words[0]) and xml.strip():  # otherwise it went away meanwhile
-            found.append(describe(xml, words[1].replace("_", " "), persistent=words[2] == "1"))
+        if len(words) == 4 and is_uuid(words[0]) and xml.strip():  # otherwise it went away meanwhile
+            state, persistent, saved = words[1].replace("_", " "), words[2] == "1", words[3] == "1"
+            found.append(describe(xml, state, persistent=persistent, saved=saved))
     return found
 
 
@@ -104,14 +107,15 @@ def machine(host: Host, uuid: str) -> Vm:
     said = host.shell(
         f"""state=$({virsh("domstate", checked_uuid(uuid))}) || exit $?
 echo $state
-{virsh("dominfo", uuid)} | grep -c '^Persistent: *yes'
+{virsh("dominfo", uuid)} | {_FACTS}
 {virsh("dumpxml", "--security-info", uuid)}"""
     )
-    state, persistent, xml = said.split("\n", 2)
-    return describe(xml, state, persistent=persistent == "1")
+    state, facts, xml = said.split("\n", 2)
+    persistent, saved = (word == "1" for word in facts.split())
+    return describe(xml, state, persistent=persistent, saved=saved)
 
 
-def describe(xml: str, state: str, *, persistent: bool = True) -> Vm:
+def describe(xml: str, state: str, *, persistent: bool = True, saved: bool = False) -> Vm:
     domain = parse(xml, "domain")
     uuid = domain.findtext("uuid", "")
     if not is_uuid(uuid):
@@ -132,6 +136,7 @@ def describe(xml: str, state: str, *, persistent: bool = True) -> Vm:
         tpm=domain.find("devices/tpm/backend[@type='emulator']") is not None,
         memory_bytes=_memory(domain),
         vcpus=int(domain.findtext("vcpu", "0").strip() or 0),
+        saved=saved,
         tags=tuple(child.tag for child in domain.iterfind("metadata/*")),
     )
 

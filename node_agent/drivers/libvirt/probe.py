@@ -97,7 +97,9 @@ def _pull_job(name: str, host: Host, machine: str) -> Finding:
         except BrsError as error:
             return _explained(name, host, vm, error)
         finally:
+            folder.left = True
             pull.abort_job(host, vm, path)
+            folder.left = False
     return Finding(name, ok=True, detail=f"{vm.name}: {len(vm.protected)} disks, read and ended")
 
 

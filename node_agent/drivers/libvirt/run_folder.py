@@ -145,10 +145,19 @@ def _beat(folder: RunFolder, limits: Limits, done: threading.Event) -> None:
 
 def _try_to_remove(folder: RunFolder) -> None:
     try:
+        if may_be_frozen(folder.host, folder.path):
+            folder.left = True
+            logger.error("%s is left to its watchdog: the guest of %s does not thaw", folder.path, folder.machine)
+            return
         remove(folder.host, folder.path)
     except BrsError as error:
         folder.left = True
         logger.warning("%s is left for the watchdog to remove: %s", folder.path, error)
+
+
+def may_be_frozen(host: Host, path: str) -> bool:
+    """Whether the guest was frozen for this run, and not thawed for sure."""
+    return host.connection.run(f"[ -e {shlex.quote(path)}/frozen ]").code == 0
 
 
 def as_begin(path: str, script: str) -> str:

@@ -5,16 +5,19 @@ and break what clouds do to it. The next run tells libvirt of it again, from the
 restore point. Checkpoints are named ``brs-MARK-NUMBER``; those of others are never touched.
 
 A bitmap travels with its image: whatever becomes of the image, changes since the checkpoint are either right or not to
-be had (qemu marks a bitmap that it could not save, and libvirt refuses it). Then everything is read.
+be had (qemu marks a bitmap that it could not save, and libvirt refuses it). Then everything is read. Images travel,
+too: over another machine's, or two of one machine change places. So the number is a random one, which no other
+checkpoint of any machine has; and of each disk the point says which file it was, since those of one machine share it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
@@ -29,11 +32,15 @@ FILE = "tracking.json"
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """A checkpoint that the disks' changes are relative to, as it lies with a restore point."""
+    """A checkpoint that the disks' changes are relative to, as it lies with a restore point.
+
+    ``places``: of each disk, which file its image was (see :func:`places`).
+    """
 
     machine: str
     checkpoint: str
     disks: Sequence[str]
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}, indent=1).encode()
@@ -43,7 +50,7 @@ class Tracking:
         """What the point before says, if it is for this machine and mark; None if it says nothing of use."""
         try:
             value = json.loads(metadata[FILE])
-            found = cls(value["machine"], value["checkpoint"], tuple(value["disks"]))
+            found = cls(value["machine"], value["checkpoint"], tuple(value["disks"]), dict(value.get("places", {})))
         except (KeyError, ValueError, TypeError):
             return None
         is_name = isinstance(found.checkpoint, str) and _number(found.checkpoint, request.prefix) is not None
@@ -77,8 +84,20 @@ def bitmaps(host: Host, disk: VmDisk) -> dict[str, bool]:
 
 
 def next_name(request: BackupRequest, taken: Iterable[str]) -> str:
-    numbers = [number for name in taken if (number := _number(name, request.prefix)) is not None]
-    return f"{request.prefix}{max(numbers, default=0) + 1}"
+    taken = set(taken)
+    while (name := f"{request.prefix}{secrets.randbelow(10**9)}") in taken:
+        pass
+    return name
+
+
+def places(host: Host, disks: Sequence[VmDisk]) -> dict[str, str]:
+    """Which file each image is: its path and, of a plain file, the number that it has in its file system."""
+    found = {disk.target: disk.source for disk in disks}
+    files = {disk.target: disk.source for disk in disks if disk.kind == "file"}
+    if files:
+        told = host.shell(shlex.join(["stat", "-L", "-c", "%i", "--", *files.values()])).split()
+        found |= {target: f"{files[target]} {number}" for target, number in zip(files, told, strict=True)}
+    return found
 
 
 def checkpoint_xml(name: str, disks: Sequence[VmDisk], tracked: Iterable[str]) -> str:
@@ -144,8 +163,11 @@ def _node(host: Host, vm: Vm, disk: VmDisk) -> str:
 
 
 def _nodes(host: Host, vm: Vm) -> list[dict[str, Any]]:
-    answer = json.loads(host.virsh("qemu-monitor-command", vm.uuid, '{"execute":"query-named-block-nodes"}'))
-    return [node for node in answer.get("return") or [] if node.get("drv") == "qcow2"]
+    said = host.virsh("qemu-monitor-command", vm.uuid, '{"execute":"query-named-block-nodes"}')
+    try:
+        return [node for node in json.loads(said)["return"] if node.get("drv") == "qcow2"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HypervisorError(f"qemu does not tell its block devices: {said.strip()[:300]}") from error
 
 
 def holders(host: Host, vm: Vm, *, ask_qemu: bool) -> dict[str, set[str]]:

@@ -25,14 +25,19 @@ while [ -d "$dir" ]; do
   if [ -e "$dir/lease" ]; then quiet=0 && rm -f "$dir/lease"; else quiet=$((quiet + 1)); fi
   if [ -e "$dir/frozen" ]; then
     cold=$((cold + 1))
-    if [ $cold -ge "$frozen" ] && virsh_ domfsthaw "$machine"; then
-      : >"$dir/thawed" && rm -f "$dir/frozen"
+    if [ $cold -ge "$frozen" ]; then
+      if virsh_ domfsthaw "$machine"; then
+        : >"$dir/thawed" && rm -f "$dir/frozen"
+      elif active=$(virsh_ list --uuid) && ! echo "$active" | grep -qxF "$machine"; then
+        rm -f "$dir/frozen" # it does not run any more
+      fi
     fi
   else
     cold=0
   fi
-  if [ $quiet -ge "$silent" ] && [ ! -e "$dir/frozen" ]; then
+  if [ $quiet -ge "$silent" ]; then
     end_job
+    [ -e "$dir/frozen" ] && continue # for as long as the guest does not thaw
     rm -rf "$dir"
     rmdir "$(dirname "$dir")"
   elif [ -e "$dir/ended" ]; then
