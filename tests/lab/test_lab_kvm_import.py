@@ -174,6 +174,7 @@ def test_what_an_import_that_died_had_put_in_place_stays_once_it_has_been_used(
         used.destroy()
     second = one.bring_in(point, ImportRequest(name=f"brs-lab-next-{how}", folder=str(one.folder / "vms")))
     assert "has been used since" in second.notes[0] and str(used.disks["vda"]) in second.notes[0]
+    assert not one.lab.shell(f"find {one.lab.folder}/scratch {one.folder}/vms -name '*brs-import*'")
     if how == "written":
         one.lab.virsh("start", uuid)
         used.wait_for_agent()

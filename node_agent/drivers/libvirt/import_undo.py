@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 
-from node_agent.drivers.libvirt import import_rbd
+from node_agent.drivers.libvirt import import_rbd, run_folder
 from node_agent.drivers.libvirt.host import Host
 from node_agent.drivers.libvirt.journal import Entry, Journal
 from node_agent.drivers.libvirt.xml import parse
@@ -26,12 +26,14 @@ def settle_import(host: Host, journal: Journal) -> list[str]:
     if not entry.done and (used := _used(host, entry)):
         said = _said_of_used(entry, used)
         logger.warning("%s", said)
+        ours = [part for _path, new, _old in entry.files for part in (new, f"{new}.written")]
+        host.shell(shlex.join(["rm", "-rf", *filter(None, [entry.folder]), *ours]))
         journal.clear()
         return [said]
     if not entry.done:
         _undefine(host, entry)
     folder = shlex.quote(entry.folder)
-    lines = [f'[ -e {folder}/import.pid ] && kill "$(cat {folder}/import.pid)"']
+    lines = [run_folder.kill_line(entry.folder, "import.pid")]
     for names in entry.files:
         path, new, old = map(shlex.quote, names)
         if not entry.done:  # what lies in the place is ours if it is no longer beside it and was written there
@@ -78,7 +80,8 @@ def _said_of_used(entry: Entry, used: list[str]) -> str:
         "What a restore that broke off just before its end had put in place has been used since, and is left as it is"
     )
     return printable(
-        f"{text}: {', '.join(used)}. What it replaced lies beside it, to be removed by hand: {', '.join(beside)}."
+        f"{text}: {', '.join(used)}. What it replaced, if anything, lies beside it: {', '.join(beside)}. "
+        "Remove that by hand."
     )
 
 

@@ -182,11 +182,20 @@ def remove(host: Host, path: str) -> None:
     """The folder, with which its watchdog and the programs it knows end; the outer one when it is the last."""
     inner, above = shlex.quote(path), shlex.quote(posixpath.dirname(path))
     host.shell(
-        f"""for file in {inner}/*.pid; do [ -e "$file" ] && kill "$(cat "$file")" 2>/dev/null; done
-pid=$(cat {inner}/watch 2>/dev/null)
-grep -qs {inner} "/proc/$pid/cmdline" && kill "$pid"
+        f"""{kill_line(path, "*.pid")}
+{kill_line(path, "watch")}
 rm -rf {inner}
 rmdir {above} 2>/dev/null || :"""
+    )
+
+
+def kill_line(folder: str, files: str) -> str:
+    """Of the shell: end the programs whose numbers are in these files of a folder of ours. A program that has a number
+    since, perhaps after the host was started anew, does not name the folder in its words."""
+    inside = shlex.quote(folder)
+    return (
+        f'for file in {inside}/{files}; do pid=$(cat "$file" 2>/dev/null) || continue; '
+        f'grep -qsF {inside} "/proc/$pid/cmdline" && kill "$pid"; done'
     )
 
 

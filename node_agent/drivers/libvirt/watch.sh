@@ -7,7 +7,9 @@ virsh_() { LC_ALL=C timeout -k 5 30 virsh -q -c "$uri" "$@"; }
 is_ours() { virsh_ backup-dumpxml "$machine" 2>/dev/null | grep -qF "$dir/"; }
 
 end_job() { # ours alone: the job's own description names our folder
-  for file in "$dir"/*.pid; do [ -e "$file" ] && kill "$(cat "$file")" 2>/dev/null; done
+  for file in "$dir"/*.pid; do # a number may be another program's by now
+    pid=$(cat "$file" 2>/dev/null) && grep -qsF "$dir/" "/proc/$pid/cmdline" && kill "$pid"
+  done
   tries=0
   while is_ours && [ $tries -lt 60 ]; do
     virsh_ domjobabort "$machine"
