@@ -102,6 +102,13 @@ def test_points_of_a_machine_that_runs_are_what_its_disks_were_and_come_back(
     fsck(one.restored(points[3])["vda"], ROOT_START)
 
     _without_the_cluster_s_help_it_is_read_whole(one)
+    # That wish taken back, its snapshots alone go: not the image's own, and not the other disk's bitmap.
+    one.track_by_cluster(True)
+    [ours] = one.driver.remove_traces(one.guest.uuid, MARK, bitmaps=False)
+    assert ours.startswith(f"rbd:rbd/{image}@brs-") and ours.rpartition("@")[2] in mine
+    assert set(mine) - set(world.snapshots(image)) == {ours.rpartition("@")[2]}
+    assert one.driver.traces(one.guest.uuid, MARK)
+    one.track_by_cluster(False)
     _restored_in_each_way(one, world, points)
     _stock_restic_s_boots(repo, alone[3], tmp_path)
 
