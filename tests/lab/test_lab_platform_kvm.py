@@ -71,11 +71,12 @@ def test_what_is_kept_is_told_and_removed_and_another_tools_checkpoint_stands(
     assert not bench.traces(guest.name)
 
     full = bench.back_up(machine)
-    assert full.kept == [f"brs-{bench.mark}-1 (vda)"]
+    [name] = [one.removesuffix(" (vda)") for one in full.kept or []]
+    assert name.startswith(f"brs-{bench.mark}-")
     assert bench.traces(guest.name, thorough=False) == {}, "no image shows it yet"
     assert bench.traces(guest.name) == {bench.mark: full.kept}
     assert bench.remove_traces(machine, bitmaps=False).removed == [] and bench.traces(guest.name)
-    assert bench.remove_traces(machine).removed == [f"brs-{bench.mark}-1"]
+    assert bench.remove_traces(machine).removed == [name]
     assert bench.traces(guest.name) == {} and bench.remove_traces(machine).removed == []
     assert lab.virsh("checkpoint-list", guest.uuid, "--name").split() == ["theirs.0"]
 
@@ -101,9 +102,9 @@ def test_the_hypervisor_alone_removes_what_is_kept_from_a_machine_that_runs_and_
     guest = protected("alone", "mixed").guest
     script = f"sh {Path(libvirt.__file__).parent}/remove-traces.sh"
     machine = bench.discover()[guest.name]
-    bench.back_up(machine)
+    [name] = bench.back_up(machine).kept or []
     assert lab.shell(f"{script} {guest.name} 11111111").split()[0] == "Nothing"
-    assert f"removed brs-{bench.mark}-1 (" in lab.shell(f"{script} {guest.name} {bench.mark}")
+    assert f"removed {name.partition(' ')[0]} (" in lab.shell(f"{script} {guest.name} {bench.mark}")
     assert bench.traces(guest.name) == {}
     kept = bench.back_up(machine).kept
     guest.destroy()
