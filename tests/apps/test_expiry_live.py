@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from brs.demo import Api
-from brs.local import TENANT_SLUG, Local, free_port
+from brs.local import TENANT_SLUG, Local
+from tests.ports import port_of_its_own
 
 WAIT_S = 120
 KEEP = {f"keep_{name}": 0 for name in ("last", "hourly", "daily", "weekly", "monthly", "yearly", "within_days")}
@@ -24,7 +25,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.source = folder / "source"
         self.source.mkdir(parents=True)
-        self.local = Local(data=folder / "brs", port=free_port(None), read=[str(self.source)])
+        self.local = Local(data=folder / "brs", port=port_of_its_own(), read=[str(self.source)])
         self.local.data.mkdir()
 
     def open(self) -> None:

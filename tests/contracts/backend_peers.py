@@ -31,6 +31,7 @@ from botocore.config import Config
 
 from node_agent.repository.backend import Backend, open_backend
 from tests.lab import ceph
+from tests.ports import port_of_its_own
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_S = 60
@@ -76,12 +77,6 @@ def missing(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"CI must have it: {what}")
     pytest.skip(f"NOT TESTED: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:
@@ -130,7 +125,7 @@ class Moto(Peer):
     env = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "a-secret-that-no-message-holds", "HOME": "/nowhere"}
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port = port_of_its_own()
         script = str(Path(sys.executable).with_name("moto_server"))
         needed(script)
         self._process = Process([script, "-H", "127.0.0.1", "-p", str(self.port)], self.port, folder / "moto.log")
@@ -209,7 +204,7 @@ class GcsStandIn(Peer):
     """moto behind Google's XML protocol; see gcs_stand_in.py for what that proves and what not."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port = port_of_its_own()
         command = [sys.executable, "-m", "tests.contracts.gcs_stand_in", str(self.port)]
         self._process = Process(command, self.port, folder / "gcs.log")
         httpx.put(f"http://127.0.0.1:{self.port}/buck", headers=_s3_dummy_auth()).raise_for_status()
@@ -236,7 +231,7 @@ class Azurite(Peer):
         node = shutil.which("node") or str(Path(sys.executable).with_name("node"))
         if not script.exists() or not Path(node).exists():
             missing("azurite is not installed (make .venv/.stamps/azurite)")
-        self.port = free_port()
+        self.port = port_of_its_own()
         options = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--skipApiVersionCheck", "--silent"]
         command = [node, str(script), *options, "--inMemoryPersistence", "--disableTelemetry"]
         self._process = Process(command, self.port, folder / "azurite.log")
@@ -275,7 +270,7 @@ class Sshd(Peer):
         self.folder.mkdir()
         self.stores = self.folder / "stores"
         self.stores.mkdir()
-        self.port = free_port()
+        self.port = port_of_its_own()
         for name in ("host", "user", "stranger"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)]
             subprocess.run(command, check=True)
@@ -318,7 +313,7 @@ class RcloneRest(Peer):
 
     def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         needed("rclone")
-        self.port = free_port()
+        self.port = port_of_its_own()
         self.scheme = scheme
         self.stores = folder / f"rclone-{self.port}"
         self.stores.mkdir()

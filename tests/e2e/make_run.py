@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brs.local import ROOT, free_port
+from brs.local import ROOT
+from tests.ports import port_of_its_own
 
 COMMAND = "-m brs.local"  # what the Makefile's target ``run`` executes, with its options
 STARTS_S = 120
@@ -103,7 +104,7 @@ class MakeRun:
 def site() -> Iterator[MakeRun]:
     """One on a new folder with a short path, since it is on every picture."""
     place = Path(tempfile.mkdtemp(prefix="brs-"))
-    made = MakeRun(data=place / "var", port=free_port(None), home=place)
+    made = MakeRun(data=place / "var", port=port_of_its_own(), home=place)
     made.data.mkdir()
     try:
         made.start()

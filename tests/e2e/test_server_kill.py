@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from brs.demo import Api, Json
-from brs.local import TENANT_SLUG, Local, free_port
+from brs.local import TENANT_SLUG, Local
 from tests.lab.standalone import _database as database_of_its_own
+from tests.ports import port_of_its_own
 
 pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("BRS_KILL_ROUNDS", "5"))
@@ -35,7 +36,7 @@ def local(tmp_path: Path) -> Iterator[Local]:
         environ = {"BRS_LEASE_TTL_S": str(LEASE_S), "BRS_LEASE_MARGIN_S": "1", "BRS_DATABASE_URL": database_url}
         data = tmp_path / "brs"
         data.mkdir()
-        made = Local(data, free_port(None), read=[str(tmp_path)], environ=environ)
+        made = Local(data, port_of_its_own(), read=[str(tmp_path)], environ=environ)
         try:
             yield made
         finally:

@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.ports import port_of_its_own
+
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool")
 GATEWAY_PROGRAMS = ("radosgw", "radosgw-admin")
 RBD_POOL = "rbd"
@@ -159,7 +161,7 @@ class Ceph:
         self.down()
         for name in ("log", "run", "crash", "mon", "mgr", "rgw", "osd0"):
             (self.folder / name).mkdir(parents=True)
-        mon_port, s3_port, fsid = _free_port(), _free_port(), str(uuid.uuid4())
+        mon_port, s3_port, fsid = port_of_its_own(), port_of_its_own(), str(uuid.uuid4())
         self._conf.write_text(
             _CONF.format(
                 fsid=fsid,
@@ -329,12 +331,6 @@ class Ceph:
 
 def which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(ready, what: str) -> None:  # type: ignore[no-untyped-def]

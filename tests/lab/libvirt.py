@@ -33,6 +33,7 @@ from pathlib import Path
 
 from tests.lab import libvirt_guests
 from tests.lab.libvirt_domain import UEFI, domain_xml
+from tests.ports import port_of_its_own
 
 PROGRAMS = (
     "libvirtd", "virtlogd", "virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "sshd", "ssh", "unshare",
@@ -172,7 +173,7 @@ class Lab:
         self.folder.chmod(0o755)
         (self.folder / "mine").touch()
         self._copy_places()
-        port, password = _free_port(), secrets.token_urlsafe(12)
+        port, password = port_of_its_own(), secrets.token_urlsafe(12)
         self._write_accounts(password)
         self._write_ssh(port)
         libvirt_guests.build(self.folder / "images").rename(self.folder / "images" / "base.raw")
@@ -345,12 +346,6 @@ def _run(*command: str, stdin: str = "") -> str:
     if done.returncode:
         raise LabError(f"{' '.join(command)} ended {done.returncode}:\n{done.stdout}{done.stderr[-2000:]}")
     return done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait(ready: Callable[[], bool], what: str) -> None:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import port_of_its_own
+
 READY_S = 60.0
 # Nothing of it outlives the tests, so nothing need reach the disk.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -62,7 +64,7 @@ def _postgresql(folder: Path, started: list[subprocess.Popen[bytes]]) -> str:
     )
     if made.returncode:
         raise ServiceError(f"initdb failed:\n{made.stdout}{made.stderr}")
-    port = _free_port()
+    port = port_of_its_own()
     options = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": str(data), **FAST}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -84,7 +86,7 @@ def _redis(folder: Path, started: list[subprocess.Popen[bytes]]) -> str:
     program = shutil.which("redis-server")
     if program is None:
         raise ServiceError("redis-server is not installed (Debian: apt-get install redis-server).")
-    port, log = _free_port(), folder / "redis.log"
+    port, log = port_of_its_own(), folder / "redis.log"
     data = folder / "redis"
     data.mkdir()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(data)]
@@ -120,12 +122,6 @@ def _as(account: pwd.struct_passwd | None) -> dict[str, object]:
     if account is None:
         return {}
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _pong(port: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+
+from tests.ports import port_of_its_own
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 60.0
@@ -93,7 +94,7 @@ class Standalone:
 def standalone(data: Path) -> Iterator[Standalone]:
     """A server that is ready; killed at the end if the test did not end it."""
     with _database() as database_url:
-        server = Standalone(data, _free_port(), database_url)
+        server = Standalone(data, port_of_its_own(), database_url)
         try:
             server.start()
             yield server
@@ -119,9 +120,3 @@ def _database() -> Iterator[str]:
             yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
         finally:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

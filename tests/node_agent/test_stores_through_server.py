@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from brs.demo import Api
-from brs.local import TENANT_SLUG, Local, free_port
+from brs.local import TENANT_SLUG, Local
 from tests.contracts.backend_peers import Peers, Place, RcloneRest, Sshd
 from tests.node_agent.nodes import same_trees
+from tests.ports import port_of_its_own
 
 ENDED = {"succeeded", "partial", "failed", "cancelled"}
 WITHIN_S = 120
@@ -113,7 +114,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     base = tmp_path_factory.mktemp("stores")
-    local = Local(data=base / "brs", port=free_port(None), read=[str(base)])
+    local = Local(data=base / "brs", port=port_of_its_own(), read=[str(base)])
     local.data.mkdir()
     try:
         local.start_server()
@@ -225,7 +226,7 @@ def test_a_wrong_host_key_an_unknown_bucket_and_a_silent_host_are_told(running: 
     job = running.job(f"destinations/{running.destination('no bucket', 's3', **told)}/test/", state="failed")
     assert "nowhere" in job["error_message"] and "does not exist" in job["error_message"]
 
-    told = {"path": f"http://127.0.0.1:{free_port(None)}/x/", "options": {}, "secrets": {}}
+    told = {"path": f"http://127.0.0.1:{port_of_its_own()}/x/", "options": {}, "secrets": {}}
     silent = running.destination("silent", "rest", **told)
     job = running.job(f"destinations/{silent}/test/", state="failed")
     assert "does not answer" in job["error_message"]
