@@ -19,7 +19,7 @@ class Comparison:
 def compare_snapshots(known: KnownObjects, present: set[str], loaded: Sequence[Snapshot]) -> Comparison:
     """``present``: the names that the store lists, ``loaded``: those that could be read. Remembers what it met."""
     now = [Known.of(s.id, s.hostname, s.paths, s.time) for s in loaded]
-    newest: dict[str, int] = {}
+    newest = known.newest_removed()
     for one in now:
         newest[one.workload] = max(one.time_ns, newest.get(one.workload, one.time_ns))
     result = Comparison()

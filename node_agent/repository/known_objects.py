@@ -63,6 +63,11 @@ class KnownObjects(LocalMemory):
         """
         return [Known(*row) for row in self._rows(query, (_SEEN, _REMOVED)) if row[0] not in present]
 
+    def newest_removed(self) -> dict[str, int]:
+        """By workload, the time of the newest that we removed: what was older may have gone by a rule before."""
+        query = "SELECT workload, max(time_ns) FROM known WHERE kind = 'snapshot' AND state = ? GROUP BY workload"
+        return {str(workload): int(time_ns) for workload, time_ns in self._rows(query, (_REMOVED,))}
+
     def returned(self, present: set[str]) -> list[str]:
         """Snapshots that we removed and that are there again."""
         query = "SELECT id FROM known WHERE kind = 'snapshot' AND state IN (?, ?)"

@@ -65,6 +65,15 @@ def test_a_snapshot_that_we_removed_is_not_missed_but_noticed_when_it_is_back(wo
     assert old.id not in " ".join(report.notes)
 
 
+def test_what_a_rule_removed_is_not_missed_more_because_we_removed_the_newest_after_it(world) -> None:
+    repo, folder, old, new = world
+    (folder / "snapshots" / old.id).unlink()  # another program forgot it; we hear of that now
+    with repo.lock(exclusive=True):
+        forget_ids(repo, [new.id])
+    report = _check(repo)
+    assert report.ok and old.id in report.notes[0]
+
+
 @pytest.mark.parametrize("by", ["us", "restic"])
 def test_a_snapshot_whose_tags_changed_is_not_gone(world, by: str) -> None:
     repo, folder, _, new = world
