@@ -138,6 +138,8 @@ class Life:
             self._remember(made.snapshot_id, self._files())
 
     def backup_by_restic(self) -> None:
+        if not self._files():
+            return  # stock restic stores no empty folder
         done = self._restic("backup", "--json", "--host", "restic", "--time", f"{self._now():%Y-%m-%d %H:%M:%S}", ".")
         summary = next(json.loads(line) for line in done.splitlines() if '"summary"' in line)
         (name,) = [path.name for path in stored(self.folder / "repo", "snapshots") if path.name not in self.memory]
