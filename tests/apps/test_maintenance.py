@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
+from apps.catalog import ingest
 from apps.catalog.models import CopyState, PointCopy, RestorePoint
 from apps.errors import Conflict, Denied
 from apps.iam.models import AuditEvent
@@ -18,6 +19,7 @@ from node_agent.protocol import CompleteReport, PruneResult, TaskKind, VerifyRes
 from tests.api_client import person
 from tests.apps.acting import ActingNode
 from tests.apps.leasing import add_backup, take
+from tests.apps.test_admin_scope import signed_in
 
 pytestmark = pytest.mark.django_db
 NIGHT = datetime(2026, 5, 6, 3, 30, tzinfo=UTC)
@@ -143,6 +145,19 @@ def test_a_prune_is_told_what_must_be_there_when_it_is_handed_out(world, reposit
     counted = PointCopy.objects.filter(repository=repository, state__in=["present", "missing", "damaged"])
     assert len(told) == len(copies) + 3
     assert told == sorted(counted.values_list("snapshot_id", flat=True))
+
+
+def test_a_missing_point_that_nobody_wants_back_is_deleted_on_its_page_and_then_not_expected(world, repository):
+    copy = PointCopy.objects.filter(repository=repository).first()
+    PointCopy.objects.filter(point=copy.point).update(state=CopyState.MISSING)
+    address = f"/admin/catalog/restorepoint/{copy.point_id}/do/delete/"
+    page = signed_in(world.admin).get(f"/admin/catalog/restorepoint/{copy.point_id}/change/").content.decode()
+    assert address in page
+    assert copy.snapshot_id in ingest.expected_in(repository)
+    signed_in(world.admin).post(address, {"typed_name": copy.point.workload.name})
+    copy.refresh_from_db()
+    assert copy.state == CopyState.EXPIRING
+    assert copy.snapshot_id not in ingest.expected_in(repository)
 
 
 def verified(world, repository, **facts) -> Job:

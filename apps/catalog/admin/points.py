@@ -63,6 +63,11 @@ def _is_usable(point: RestorePoint) -> bool:
     return point.copies.filter(state=CopyState.PRESENT).exists()
 
 
+def _may_go(point: RestorePoint) -> bool:
+    """Also one that is damaged or missing: while it stays in the catalogue, no space is reclaimed."""
+    return point.copies.exclude(state__in=(CopyState.EXPIRING, CopyState.EXPIRED)).exists()
+
+
 @admin.register(RestorePoint)
 class RestorePointAdmin(ReadOnlyAdmin):
     empty = Empty(
@@ -106,7 +111,7 @@ class RestorePointAdmin(ReadOnlyAdmin):
             typed_name=lambda point: str(point.workload),
             run=_delete,
             consequence=_lost,
-            when=lambda point: not point.hold and _is_usable(point),
+            when=lambda point: not point.hold and _may_go(point),
         ),
     }
 
